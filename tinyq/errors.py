@@ -1,0 +1,244 @@
+"""Diagnostics with stable codes.
+
+Every way in which a user's input can be wrong has a code (``TQ101``), an exit status and a remedy.
+The catalogue below is what ``tinyq explain CODE`` prints. User mistakes are raised as
+:class:`TinyqError` and never end in a traceback; mistakes of tinyq itself are ordinary exceptions
+and always do.
+
+Code ranges: 1xx model files, 2xx operators and quantization that cannot be compiled, 3xx targets,
+boards and options, 4xx toolchains and emulators, 5xx samples and verification, 6xx quantizing and
+training, 7xx output folders, 8xx memory limits, 9xx devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CodeInfo:
+    """What a diagnostic code means, for ``tinyq explain``.
+
+    ``exit_status`` is what the command line returns: 3 model file, 4 unsupported, 5 target or
+    option, 6 toolchain, 7 emulator, 8 samples or data, 9 output, 10 memory limit, 11 device,
+    12 quantization (1 is a failed verification, 2 a wrong command line).
+    """
+
+    code: str
+    title: str
+    explanation: str
+    remedy: str
+    exit_status: int
+
+
+CATALOG: dict[str, CodeInfo] = {}
+
+
+def _register(code: str, exit_status: int, title: str, explanation: str, remedy: str) -> None:
+    if code in CATALOG:
+        raise ValueError(f"diagnostic code {code} is registered twice")
+    CATALOG[code] = CodeInfo(code, title, explanation, remedy, exit_status)
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One finding: where it is, what was found, and what to do about it."""
+
+    code: str
+    found: str
+    remedy: str = ""
+    node: str = ""
+    operator: str = ""
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in CATALOG:
+            raise ValueError(f"unknown diagnostic code {self.code}")
+
+    @property
+    def info(self) -> CodeInfo:
+        """The catalogue's entry for this code."""
+        return CATALOG[self.code]
+
+    def __str__(self) -> str:
+        where = ": ".join(
+            part
+            for part in (self.file, f"{self.operator} '{self.node}'" if self.node else "")
+            if part
+        )
+        head = f"{self.code} {where}: " if where else f"{self.code} "
+        return f"{head}{self.found}. {self.remedy or self.info.remedy}"
+
+
+class TinyqError(Exception):
+    """A mistake in the user's input, with every diagnostic that was found (at least one)."""
+
+    def __init__(self, diagnostics: Diagnostic | Iterable[Diagnostic]) -> None:
+        if isinstance(diagnostics, Diagnostic):
+            diagnostics = (diagnostics,)
+        self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
+        if not self.diagnostics:
+            raise ValueError("a TinyqError needs at least one diagnostic")
+        super().__init__("\n".join(str(d) for d in self.diagnostics))
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of the first diagnostic."""
+        return self.diagnostics[0].info.exit_status
+
+
+def error(
+    code: str, found: str, remedy: str = "", *, node: str = "", operator: str = "", file: str = ""
+) -> TinyqError:
+    """Make a :class:`TinyqError` of one diagnostic; the caller raises it."""
+    return TinyqError(Diagnostic(code, found, remedy, node, operator, file))
+
+
+# --- 1xx: model files -----------------------------------------------------------------------------
+_register(
+    "TQ101", 3, "model file cannot be read",
+    "The path does not exist, is a folder, or is not readable.",
+    "Check the path.",
+)
+_register(
+    "TQ102", 3, "not a model file",
+    "The file's bytes are not an ONNX model: it is another format, or it is truncated.",
+    "Export the model again and compare the file's size.",
+)
+_register(
+    "TQ103", 3, "invalid ONNX model",
+    "The file parses, but breaks a rule of the ONNX specification.",
+    "Run onnx.checker.check_model on the file; it names the rule.",
+)
+_register(
+    "TQ104", 3, "opset not supported",
+    "The model uses an opset below 13, or one newer than the installed onnx package knows.",
+    "Convert it with onnx.version_converter, or update the onnx package.",
+)
+_register(
+    "TQ105", 3, "external data is missing",
+    "The model keeps its weights in another file that is not beside it.",
+    "Copy the data file next to the model.",
+)
+_register(
+    "TQ106", 3, "dynamic shape",
+    "An input dimension other than the batch has no fixed size, or shapes cannot be inferred.",
+    "Give the shape: --shape INPUT=1,49,10,1",
+)
+_register(
+    "TQ107", 3, "no such input",
+    "An option names an input that the model does not have.",
+    "Use one of the names that `tinyq inspect MODEL` lists.",
+)
+# --- 2xx: what cannot be compiled -----------------------------------------------------------------
+_register(
+    "TQ201", 4, "operator not supported",
+    "The model contains an operator that tinyq has no integer implementation for.",
+    "`tinyq ops` lists what is supported; replace the operator, or cut the model before it.",
+)
+_register(
+    "TQ202", 4, "not quantized",
+    "A tensor is computed in float: no QuantizeLinear/DequantizeLinear pair gives its integers.",
+    "Quantize the model first: tinyq quantize MODEL --calib DATA",
+)
+_register(
+    "TQ203", 4, "unsupported form of an operator",
+    "The operator is supported, but not with these attributes, shapes or types.",
+    "See the message for what is accepted.",
+)
+_register(
+    "TQ204", 4, "unsupported quantization parameters",
+    "A scale is not a positive finite number, zero points differ by channel, or the type is not "
+    "supported for this tensor.",
+    "Use per-tensor affine activations (int8 or uint8) and symmetric weights.",
+)
+_register(
+    "TQ205", 4, "accumulator may overflow 32 bits",
+    "The weights and the input range of this layer allow a sum beyond 2^31 - 1.",
+    "Split the layer, or use a smaller bias or fewer inputs.",
+)
+_register(
+    "TQ206", 4, "no kernel for this target",
+    "Every kernel refused this node for the selected target.",
+    "The table says why each kernel refused.",
+)
+# --- 3xx: targets and options ---------------------------------------------------------------------
+_register(
+    "TQ301", 5, "unknown target",
+    "No target of that name is known.",
+    "`tinyq targets` lists them.",
+)
+_register(
+    "TQ302", 5, "invalid target file",
+    "A TOML file under targets/ lacks a field or has a value out of range.",
+    "docs/adding-a-board.md describes the fields.",
+)
+_register(
+    "TQ303", 5, "invalid option",
+    "An option's value is not one of those accepted, or two options exclude each other.",
+    "See `tinyq COMMAND --help`.",
+)
+# --- 4xx: toolchains and emulators ----------------------------------------------------------------
+_register(
+    "TQ401", 6, "compiler not found",
+    "No C compiler for this target is on the PATH.",
+    "Install it: apt install gcc-arm-none-eabi libnewlib-arm-none-eabi (or set TINYQ_ARM_GCC).",
+)
+_register(
+    "TQ402", 6, "compilation failed",
+    "The C compiler reported an error for generated code. This is a mistake of tinyq.",
+    "Please report it with the model and the message.",
+)
+_register(
+    "TQ403", 7, "emulator not found",
+    "The emulator's program is not on the PATH.",
+    "Install it: apt install qemu-system-arm (or set TINYQ_QEMU).",
+)
+_register(
+    "TQ404", 7, "emulated run failed",
+    "The firmware faulted, ran out of time, or ended without its closing line.",
+    "The message has the emulator's last output.",
+)
+_register(
+    "TQ405", 6, "firmware does not fit",
+    "The linker could not place code, constants or memory in the regions of the target.",
+    "Choose a target with more memory, or a smaller network.",
+)
+_register(
+    "TQ406", 6, "floating-point code in an integer build",
+    "The ELF of an integer-only build contains a floating-point routine.",
+    "Please report it with the model; --io float is the only option that allows float code.",
+)
+# --- 5xx: samples and verification ----------------------------------------------------------------
+_register(
+    "TQ501", 8, "samples cannot be read",
+    "The sample file is missing, or is neither .npy, .npz with an array `x`, nor a folder of .npy.",
+    "Save the samples with numpy.savez(path, x=samples, y=labels).",
+)
+_register(
+    "TQ502", 8, "samples do not fit the model",
+    "Shape or dtype of the samples is not that of the model's input.",
+    "`tinyq inspect` prints the shape and dtype that each input expects.",
+)
+_register(
+    "TQ503", 3, "not a compiled folder",
+    "The folder has no tinyq manifest, or one written by another version.",
+    "Run `tinyq compile` first.",
+)
+_register(
+    "TQ504", 8, "labels cannot be used",
+    "The label file has another number of labels than there are samples, or none were given.",
+    "Give one integer label a sample.",
+)
+# --- 7xx: output ----------------------------------------------------------------------------------
+_register(
+    "TQ701", 9, "output folder cannot be written",
+    "The folder exists with other contents, or cannot be created or written.",
+    "Choose another folder with -o, or make room on the disk.",
+)
+_register(
+    "TQ702", 9, "name is not a C identifier",
+    "The network's name becomes a prefix of C symbols.",
+    "Give one with --name: letters, digits and underscores, not starting with a digit.",
+)
