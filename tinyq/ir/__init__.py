@@ -1,0 +1,23 @@
+"""The intermediate representation: types, graphs, checks and the text form."""
+
+from tinyq.ir.check import InvalidGraphError, check
+from tinyq.ir.graph import Graph, Node, OnnxAttrs, Stage, Value, substitute, without_dead_nodes
+from tinyq.ir.text import to_text
+from tinyq.ir.types import AnyArray, DType, QuantParams, TensorType
+
+__all__ = [
+    "AnyArray",
+    "DType",
+    "Graph",
+    "InvalidGraphError",
+    "Node",
+    "OnnxAttrs",
+    "QuantParams",
+    "Stage",
+    "TensorType",
+    "Value",
+    "check",
+    "substitute",
+    "to_text",
+    "without_dead_nodes",
+]
