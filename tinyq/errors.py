@@ -242,3 +242,80 @@ _register(
     "The network's name becomes a prefix of C symbols.",
     "Give one with --name: letters, digits and underscores, not starting with a digit.",
 )
+# --- 6xx: quantizing a float model (601 to 629) ----------------------------------------------------
+_register(
+    "TQ601", 12, "operator cannot be quantized",
+    "The float model contains an operator, or a form of one, for which no quantized form is known.",
+    "Replace the operator, or cut the model before it. Every such node is listed.",
+)
+_register(
+    "TQ602", 12, "model is quantized already",
+    "The model contains QuantizeLinear or DequantizeLinear nodes, or quantized operators.",
+    "Give the float model, or compile this one as it is.",
+)
+_register(
+    "TQ603", 12, "weights are not finite",
+    "A weight tensor of the float model holds NaN or infinity.",
+    "Training diverged, or the file is damaged: export a checkpoint with finite weights.",
+)
+_register(
+    "TQ604", 12, "values are not finite",
+    "The calibration data, or a tensor computed from them, holds NaN or infinity.",
+    "Remove those samples, and check how they were normalised.",
+)
+_register(
+    "TQ605", 12, "calibration data cannot be used",
+    "The path is missing, holds no samples, or is neither .npy, .npz nor a folder of .npy, .npz or "
+    "images.",
+    "Save the samples with numpy.savez(path, x=samples, y=labels).",
+)
+_register(
+    "TQ606", 12, "calibration data do not fit the model",
+    "Shape, layout or dtype of the samples is not that of the model's input.",
+    "Give samples as [N, ...] in the layout of the model's input, or name theirs with --layout.",
+)
+_register(
+    "TQ607", 12, "invalid quantization option",
+    "An option of the quantizer has a value that is not accepted, or two exclude each other.",
+    "See `tinyq quantize --help`.",
+)
+_register(
+    "TQ608", 12, "not a float32 model",
+    "An input or a weight has another floating-point type than float32.",
+    "Export the model in float32.",
+)
+_register(
+    "TQ609", 12, "Pillow is not installed",
+    "Reading a folder of images needs the package Pillow.",
+    "pip install 'tinyq[images]', or save the samples as .npz.",
+)
+_register(
+    "TQ620", 12, "no calibration data",
+    "Ranges were estimated from BatchNorm statistics and made-up inputs: accuracy may be poor.",
+    "Give at least 100 typical samples: --calib DATA",
+)
+_register(
+    "TQ621", 12, "constant tensor",
+    "A tensor is zero on every calibration sample, so that no scale follows from it; 1.0 was taken.",
+    "Check that the samples are typical, and that this part of the network is alive.",
+)
+_register(
+    "TQ622", 12, "dead channels",
+    "Channels of a layer are zero on every calibration sample, or all their weights are zero.",
+    "They cost time and memory for nothing: prune them, or check the training.",
+)
+_register(
+    "TQ623", 12, "few calibration samples",
+    "Ranges from few samples miss the values of rare inputs.",
+    "Give at least 100 typical samples.",
+)
+_register(
+    "TQ624", 12, "weight scale was raised",
+    "A channel's bias does not fit 32 bits at the scale of its weights, which are nearly zero.",
+    "Usually harmless: the channel outputs its bias. Check for dead filters.",
+)
+_register(
+    "TQ625", 12, "choice made by the quantizer",
+    "A requested method does not apply to a layer; the message says what was done instead.",
+    "Nothing needs to be done; the message tells what would change it.",
+)
