@@ -1,0 +1,162 @@
+"""Cores, microcontrollers and boards as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ISAS = ("scalar", "dsp", "mve")
+
+
+@dataclass(frozen=True)
+class CycleTable:
+    """Cycles per instruction class, for estimates only: memory stalls are not in it.
+
+    A class that the core has no instruction for holds 0. ``load_next`` is a load that directly
+    follows another; ``load_multiple_base`` + n * ``load_multiple_each`` is LDM, STM, PUSH and POP
+    of n registers; ``vector`` is one Helium instruction.
+    """
+
+    source: str
+    estimate: bool
+    alu: float
+    load: float
+    load_next: float
+    store: float
+    load_multiple_base: float
+    load_multiple_each: float
+    multiply: float
+    multiply_accumulate: float
+    multiply_long: float
+    simd: float
+    divide: float
+    branch_taken: float
+    branch_not_taken: float
+    call: float
+    vector: float = 0.0
+
+
+@dataclass(frozen=True)
+class Core:
+    """A processor core with the instruction set that code for it may use.
+
+    ``flags`` are the compiler flags of an integer build, ``float_flags`` those of a build that may
+    use the FPU (empty where there is none). ``dsp`` and ``mve`` say what the chosen ``isa`` offers,
+    not what the silicon has. ``mul_cycles`` is the cost of MULS in cycles (1 or 32 on M0 and M0+).
+    ``board`` names the emulated board that stands for this core.
+    """
+
+    name: str
+    title: str
+    architecture: str
+    isa: str
+    isas: tuple[str, ...]
+    flags: tuple[str, ...]
+    float_flags: tuple[str, ...]
+    long_multiply: bool
+    hw_divide: bool
+    unaligned: bool
+    fpu: str
+    mul_cycles: int
+    timing: CycleTable
+    board: str
+    source: str
+    default_isa: str
+    default_mul_cycles: int
+
+    @property
+    def dsp(self) -> bool:
+        """Whether the DSP extension (SMLAD, SSAT with shift, ...) may be used."""
+        return self.isa in ("dsp", "mve")
+
+    @property
+    def mve(self) -> bool:
+        """Whether integer Helium may be used."""
+        return self.isa == "mve"
+
+    @property
+    def target(self) -> str:
+        """The shortest target string that gives this core again."""
+        text = self.name
+        if self.isa != self.default_isa:
+            text += f"+{self.isa}"
+        if self.mul_cycles != self.default_mul_cycles:
+            text += f"+mul{self.mul_cycles}"
+        return text
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A region of the address space; ``kind`` is ``"flash"`` or ``"ram"``, sizes in bytes."""
+
+    name: str
+    kind: str
+    base: int
+    size: int
+    source: str
+
+    @property
+    def end(self) -> int:
+        """First address after the region."""
+        return self.base + self.size
+
+
+@dataclass(frozen=True)
+class Mcu:
+    """A microcontroller: a core, its memories (those used first come first) and its clock."""
+
+    name: str
+    title: str
+    core: str
+    clock_hz: int
+    memories: tuple[Memory, ...]
+    source: str
+
+    def memory(self, kind: str) -> Memory:
+        """The first memory of ``kind``: the one that code (flash) or data (ram) is placed in."""
+        return next(memory for memory in self.memories if memory.kind == kind)
+
+
+@dataclass(frozen=True)
+class Peripheral:
+    """A device at an address, with the name of the driver that knows it.
+
+    ``clock_hz`` is 0 where it does not matter; ``options`` are values for the driver (pins, baud).
+    """
+
+    driver: str
+    base: int
+    source: str
+    clock_hz: int = 0
+    options: tuple[tuple[str, int | str], ...] = ()
+
+
+@dataclass(frozen=True)
+class QemuMachine:
+    """How QEMU runs a board: machine name, further arguments, and a timer to count with."""
+
+    machine: str
+    args: tuple[str, ...]
+    timer: Peripheral
+
+
+@dataclass(frozen=True)
+class Flasher:
+    """How firmware gets onto a board: the probe, and a command in which {file} is replaced."""
+
+    probe: str
+    command: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board that carries one microcontroller, real or emulated."""
+
+    name: str
+    title: str
+    mcu: Mcu
+    source: str
+    clock_hz: int
+    console: Peripheral | None = None
+    qemu: QemuMachine | None = None
+    flasher: Flasher | None = None
