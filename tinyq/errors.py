@@ -231,6 +231,38 @@ _register(
     "The label file has another number of labels than there are samples, or none were given.",
     "Give one integer label a sample.",
 )
+# --- 65x: training in PyTorch ---------------------------------------------------------------------
+_register(
+    "TQ650", 12, "network cannot be traced",
+    "torch.fx follows the forward method once with symbols; a branch or a loop that depends on the "
+    "data stops it.",
+    "Move the data-dependent code out of forward, or wrap it with torch.fx.wrap.",
+)
+_register(
+    "TQ651", 12, "PyTorch operator not supported",
+    "The network uses a module or function that tinyq.learn cannot quantize or export.",
+    "Replace it by a supported one (docs/training.md has the list), or quantize the part before it.",
+)
+_register(
+    "TQ652", 12, "invalid quantization setting",
+    "A field of QuantConfig has a value that does not exist, or two fields exclude each other.",
+    "The message names the field and what it accepts.",
+)
+_register(
+    "TQ653", 12, "range is not known",
+    "A quantizer has seen no data, so that it has no scale, or what it saw is not finite.",
+    "Run tinyq.learn.calibrate(model, batches), or some training steps, before converting.",
+)
+_register(
+    "TQ654", 12, "not a prepared network",
+    "The network has no fake quantization: convert and export need what prepare returned.",
+    "Call tinyq.learn.prepare(model, config, example) first.",
+)
+_register(
+    "TQ655", 12, "training failed",
+    "The loss became NaN or infinite.",
+    "tinyq.learn.diagnose(model) names the layer; lower the learning rate or clip gradients.",
+)
 # --- 7xx: output ----------------------------------------------------------------------------------
 _register(
     "TQ701", 9, "output folder cannot be written",
