@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from tinyq.ir.graph import Graph, Stage, Value
 from tinyq.ir.types import DType
 
@@ -16,33 +18,29 @@ def check(graph: Graph) -> Graph:
     Every stage: values are defined once and before use, names of values and of nodes are unique,
     constants have the shape and type that they declare. Integer stage: no float tensor is left.
     """
+    names = [value.name for value in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs))]
+    _check_unique("value", names)
+    _check_unique("node", [node.name for node in graph.nodes])
     defined: set[Value] = set(graph.inputs)
-    names: set[str] = {value.name for value in graph.inputs}
-    if len(names) != len(graph.inputs):
-        raise InvalidGraphError("two inputs share a name")
-    node_names: set[str] = set()
     for node in graph.nodes:
-        if node.name in node_names:
-            raise InvalidGraphError(f"two nodes are called '{node.name}'")
-        node_names.add(node.name)
         for value in node.present_inputs:
             if not value.is_constant and value not in defined:
                 raise InvalidGraphError(f"'{node.name}' reads '{value.name}' before it is computed")
-        for value in node.outputs:
-            if value in defined or value.name in names:
-                raise InvalidGraphError(f"'{value.name}' is defined twice")
-            defined.add(value)
-            names.add(value.name)
+        defined.update(node.outputs)
     for value in graph.outputs:
         if not value.is_constant and value not in defined:
             raise InvalidGraphError(f"output '{value.name}' is never computed")
     for value in graph.constants():
         _check_constant(value)
     if graph.stage is Stage.INTEGER:
-        for node in graph.nodes:
-            for value in (*node.present_inputs, *node.outputs):
-                _check_integer(node.name, value)
+        _check_integer(graph)
     return graph
+
+
+def _check_unique(what: str, names: list[str]) -> None:
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise InvalidGraphError(f"two {what}s share the name '{repeated[0]}'")
 
 
 def _check_constant(value: Value) -> None:
@@ -53,6 +51,8 @@ def _check_constant(value: Value) -> None:
         )
 
 
-def _check_integer(node: str, value: Value) -> None:
-    if value.type.dtype in (DType.FLOAT32, DType.BOOL):
-        raise InvalidGraphError(f"'{node}' touches the float tensor '{value.name}'")
+def _check_integer(graph: Graph) -> None:
+    for node in graph.nodes:
+        for value in (*node.present_inputs, *node.outputs):
+            if value.type.dtype in (DType.FLOAT32, DType.BOOL):
+                raise InvalidGraphError(f"'{node.name}' touches the float tensor '{value.name}'")

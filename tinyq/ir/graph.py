@@ -1,9 +1,9 @@
 """Graphs: values, nodes, and the one way of changing them.
 
-Values and nodes are frozen and compared by identity; a pass makes a new graph and never edits one.
-Both stages use these classes: in the QDQ stage a node's ``op`` is the ONNX operator and ``attrs`` an
-:class:`OnnxAttrs`; in the integer stage ``op`` is a name of the registry in ``tinyq.ops`` and
-``attrs`` that operator's frozen dataclass.
+Values and nodes are frozen and compared by identity; a pass makes a new graph and never edits
+one. Both stages use these classes: in the QDQ stage a node's ``op`` is the ONNX operator and
+``attrs`` an :class:`OnnxAttrs`; in the integer stage ``op`` is a name of the registry in
+``tinyq.ops`` and ``attrs`` that operator's frozen dataclass.
 """
 
 from __future__ import annotations

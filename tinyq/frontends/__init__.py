@@ -1,0 +1,1 @@
+"""Importers of model files; each is the only importer of its package."""

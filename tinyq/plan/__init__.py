@@ -1,0 +1,1 @@
+"""Memory planning: lifetimes, placement and the proof that nothing overlaps."""
