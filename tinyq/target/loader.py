@@ -51,7 +51,7 @@ class _Table:
             value = float(value)
         if type(value) is not kind:
             raise self.bad(f"field '{key}' is {value!r}, not of type {kind.__name__}")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def choice(self, key: str, accepted: tuple[str, ...]) -> str:
         value = self.get(key, str)
