@@ -1,0 +1,305 @@
+"""Rewrites that bring a float graph into the form that quantization expects.
+
+Each pass leaves a graph that computes the same float function. After :func:`prepare`, linear
+layers are Conv and Gemm (weights [O, I], no alpha, beta or transposition) or MatMul with an input
+of three or more dimensions; no BatchNorm, Identity, Dropout or Constant is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import NodeProto, helper, numpy_helper
+
+from tinyq.errors import error
+from tinyq.ptq.graph import Graph, attributes
+
+Floats = npt.NDArray[np.float32]
+_NEVER_FOLDED = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike")
+
+
+def prepare(graph: Graph) -> None:
+    """Run all passes, in the order in which one makes work for the next."""
+    _constants_to_initializers(graph)
+    _drop_identities(graph)
+    graph.infer()
+    _fix_reshapes(graph)
+    _fold_constants(graph)
+    _fold_batchnorm(graph)
+    # After BatchNorm: what tf2onnx leaves of it are a Mul and an Add behind the convolution.
+    _fold_affine(graph)
+    _matmul_to_gemm(graph)
+    _normalize_gemm(graph)
+    graph.drop_unused()
+    graph.shapes.clear()
+    graph.types.clear()
+    graph.infer()
+
+
+def _constants_to_initializers(graph: Graph) -> None:
+    kept = []
+    for node in graph.nodes:
+        if node.op_type != "Constant":
+            kept.append(node)
+            continue
+        (name, value), *_ = attributes(node).items()
+        if name == "value":
+            graph.initializers[node.output[0]] = numpy_helper.to_array(value)
+        else:
+            dtype = np.float32 if "float" in name else np.int64
+            graph.initializers[node.output[0]] = np.asarray(value, dtype=dtype)
+    graph.nodes = kept
+
+
+def _rename(graph: Graph, old: str, new: str) -> None:
+    for node in graph.nodes:
+        for i, name in enumerate(node.input):
+            if name == old:
+                node.input[i] = new
+
+
+def _drop_identities(graph: Graph) -> None:
+    """Remove Identity and Dropout, except where they connect an output to an input directly."""
+    outputs = set(graph.output_names)
+    for node in list(graph.nodes):
+        if node.op_type not in ("Identity", "Dropout"):
+            continue
+        source, target = node.input[0], node.output[0]
+        if target not in outputs:
+            _rename(graph, target, source)
+        elif not _redirect(graph, source, target):
+            continue
+        graph.nodes.remove(node)
+
+
+def _redirect(graph: Graph, source: str, target: str) -> bool:
+    """Let the producer of ``source`` write the graph output ``target``; False if it may not."""
+    producer = graph.producers().get(source)
+    if producer is None or source in graph.output_names:
+        return False
+    for i, name in enumerate(producer.output):
+        if name == source:
+            producer.output[i] = target
+    _rename(graph, source, target)
+    return True
+
+
+def _fix_reshapes(graph: Graph) -> None:
+    """Give a Reshape whose target is computed a constant one, if only the batch is dynamic."""
+    for node in graph.nodes:
+        if node.op_type != "Reshape" or node.input[1] in graph.initializers:
+            continue
+        shape = graph.shapes.get(node.output[0])
+        if shape and None not in shape[1:]:
+            name = f"{node.name}_shape"
+            graph.initializers[name] = np.array([-1, *shape[1:]], np.int64)
+            node.input[1] = name
+    graph.drop_unused()
+
+
+def _fold_constants(graph: Graph) -> None:
+    """Compute nodes whose inputs are all constant."""
+    from onnx.reference import ReferenceEvaluator
+
+    kept = []
+    for node in graph.nodes:
+        names = [name for name in node.input if name]
+        constant = names and all(name in graph.initializers for name in names)
+        if not constant or node.op_type in _NEVER_FOLDED:
+            kept.append(node)
+            continue
+        feeds = {name: graph.initializers[name] for name in names}
+        evaluator = ReferenceEvaluator(node, opsets={"": graph.opset})
+        for name, value in zip(node.output, evaluator.run(None, feeds), strict=True):
+            graph.initializers[name] = np.asarray(value)
+    graph.nodes = kept
+
+
+def _sole_producer(graph: Graph, tensor: str, ops: tuple[str, ...]) -> NodeProto | None:
+    """The node of a type in ``ops`` that writes ``tensor``, if nothing else reads it."""
+    node = graph.producers().get(tensor)
+    if node is None or node.op_type not in ops or tensor in graph.output_names:
+        return None
+    return node if len(graph.consumers()[tensor]) == 1 else None
+
+
+def _own(graph: Graph, node: NodeProto, index: int, value: npt.NDArray[Any], role: str) -> None:
+    """Set a constant input of ``node`` under a name of its own, as others may share the old."""
+    while len(node.input) <= index:
+        node.input.append("")
+    name = f"{node.name}_{role}"
+    while name in graph.initializers and node.input[index] != name:
+        name += "_"
+    graph.initializers[name] = value
+    node.input[index] = name
+
+
+def _has_constant_weight(graph: Graph, node: NodeProto) -> bool:
+    if node.input[1] not in graph.initializers:
+        return False
+    return len(node.input) < 3 or not node.input[2] or node.input[2] in graph.initializers
+
+
+def _scale_channels(graph: Graph, node: NodeProto, scale: Floats, offset: Floats) -> None:
+    """Replace y of a Conv or Gemm by y * scale[c] + offset[c], inside its weights and bias."""
+    weight = graph.initializers[node.input[1]]
+    if node.op_type == "Gemm" and not attributes(node).get("transB", 0):
+        axis = 1
+    else:
+        axis = 0
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    _own(graph, node, 1, (weight * scale.reshape(shape)).astype(np.float32), "weight")
+    bias = np.zeros(weight.shape[axis], np.float32)
+    if len(node.input) > 2 and node.input[2]:
+        bias = np.broadcast_to(graph.initializers[node.input[2]].reshape(-1), bias.shape)
+    # beta scales a Gemm's bias, so a bias that takes in other terms must not keep it.
+    if node.op_type == "Gemm":
+        bias = bias * np.float32(attributes(node).get("beta", 1.0))
+        _set_attribute(node, "beta", 1.0)
+    _own(graph, node, 2, (bias * scale + offset).astype(np.float32), "bias")
+
+
+def _set_attribute(node: NodeProto, name: str, value: Any) -> None:
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def _absorb(graph: Graph, node: NodeProto, into: NodeProto) -> None:
+    """Remove ``node``, whose effect is now inside its producer ``into``."""
+    into.output[0] = node.output[0]
+    graph.nodes.remove(node)
+
+
+def _fold_batchnorm(graph: Graph) -> None:
+    for node in list(graph.nodes):
+        if node.op_type != "BatchNormalization":
+            continue
+        if attributes(node).get("training_mode", 0):
+            raise error("TQ601", "it is in training mode", "Export the model in evaluation mode.",
+                        node=node.name, operator=node.op_type)  # fmt: skip
+        gamma, beta, mean, var = (
+            graph.initializers[name].astype(np.float64) for name in node.input[1:5]
+        )
+        scale = gamma / np.sqrt(var + attributes(node).get("epsilon", 1e-5))
+        offset = beta - mean * scale
+        into = _sole_producer(graph, node.input[0], ("Conv", "Gemm"))
+        if into is not None and _has_constant_weight(graph, into):
+            _scale_channels(graph, into, scale.astype(np.float32), offset.astype(np.float32))
+            _absorb(graph, node, into)
+        else:
+            _to_depthwise(graph, node, scale.astype(np.float32), offset.astype(np.float32))
+        graph.batchnorm[node.output[0]] = (
+            beta.astype(np.float32),
+            np.abs(gamma).astype(np.float32),
+        )
+
+
+def _to_depthwise(graph: Graph, node: NodeProto, scale: Floats, offset: Floats) -> None:
+    """Make a BatchNorm that follows no convolution a depthwise 1x1 convolution."""
+    rank = graph.rank(node.input[0])
+    if rank is None or rank < 3:
+        raise error("TQ601", f"BatchNormalization of a tensor of rank {rank} follows no Gemm",
+                    node=node.name, operator=node.op_type)  # fmt: skip
+    channels = len(scale)
+    source = node.input[0]
+    weight = scale.reshape(channels, 1, *([1] * (rank - 2)))
+    node.op_type = "Conv"
+    del node.attribute[:]
+    node.attribute.extend([helper.make_attribute("group", channels)])
+    del node.input[:]
+    node.input.extend([source])
+    _own(graph, node, 1, weight, "weight")
+    _own(graph, node, 2, offset, "bias")
+
+
+def _fold_affine(graph: Graph) -> None:
+    """Fold Mul, Add, Sub and Div by a constant of one value a channel into the linear layer."""
+    changed = True
+    while changed:
+        changed = any(_fold_one_affine(graph, node) for node in list(graph.nodes))
+
+
+def _fold_one_affine(graph: Graph, node: NodeProto) -> bool:
+    if node.op_type not in ("Mul", "Add", "Sub", "Div"):
+        return False
+    constant = [i for i, name in enumerate(node.input) if name in graph.initializers]
+    # c - y and c / y are other functions; only y - c and y / c are affine with slope 1 or 1/c.
+    if len(constant) != 1 or (node.op_type in ("Sub", "Div") and constant[0] == 0):
+        return False
+    source = node.input[1 - constant[0]]
+    into = _sole_producer(graph, source, ("Conv", "Gemm"))
+    if into is None or not _has_constant_weight(graph, into):
+        return False
+    value = _per_channel(graph, into, graph.initializers[node.input[constant[0]]], source)
+    if value is None or (node.op_type == "Div" and not value.all()):
+        return False
+    one, zero = np.ones_like(value), np.zeros_like(value)
+    scale, offset = {
+        "Mul": (value, zero), "Div": (1 / value, zero), "Add": (one, value), "Sub": (one, -value),
+    }[node.op_type]  # fmt: skip
+    stats = graph.batchnorm.get(source)
+    _scale_channels(graph, into, scale, offset)
+    _absorb(graph, node, into)
+    if stats is not None:
+        graph.batchnorm[node.output[0]] = (
+            stats[0] * scale + offset,
+            (stats[1] * np.abs(scale)).astype(np.float32),
+        )
+    return True
+
+
+def _per_channel(
+    graph: Graph, into: NodeProto, value: npt.NDArray[Any], source: str
+) -> Floats | None:
+    """``value`` as [C] if it has one value a channel of ``source`` (channels at axis 1)."""
+    rank = graph.rank(source)
+    if rank is None or value.ndim > rank or value.dtype != np.float32:
+        return None
+    weight = graph.initializers[into.input[1]]
+    transposed = into.op_type == "Gemm" and not attributes(into).get("transB", 0)
+    channels = weight.shape[1 if transposed else 0]
+    aligned = value.reshape((1,) * (rank - value.ndim) + value.shape)
+    if any(d != 1 for i, d in enumerate(aligned.shape) if i != 1):
+        return None
+    if aligned.size not in (1, channels):
+        return None
+    return np.broadcast_to(aligned.reshape(-1), (channels,)).astype(np.float32)
+
+
+def _matmul_to_gemm(graph: Graph) -> None:
+    """Make MatMul of a matrix with constant weights a Gemm, with the Add behind it as bias."""
+    for node in list(graph.nodes):
+        if node.op_type != "MatMul" or graph.rank(node.input[0]) != 2:
+            continue
+        weight = graph.initializers.get(node.input[1])
+        if weight is None or weight.ndim != 2:
+            continue
+        node.op_type = "Gemm"
+    _fold_affine(graph)
+
+
+def _normalize_gemm(graph: Graph) -> None:
+    """Weights [O, I] (transB = 1), alpha and beta inside the constants, bias [O]."""
+    for node in graph.nodes:
+        if node.op_type != "Gemm" or not _has_constant_weight(graph, node):
+            continue
+        attrs = attributes(node)
+        if attrs.get("transA", 0):
+            raise error("TQ601", "transA is set", node=node.name, operator="Gemm")
+        weight = graph.initializers[node.input[1]]
+        weight = weight if attrs.get("transB", 0) else weight.T
+        weight = np.ascontiguousarray(weight * np.float32(attrs.get("alpha", 1.0)))
+        _own(graph, node, 1, weight, "weight")
+        if len(node.input) > 2 and node.input[2]:
+            bias = graph.initializers[node.input[2]] * np.float32(attrs.get("beta", 1.0))
+            if bias.size not in (1, len(weight)):
+                raise error("TQ601", f"bias of shape {list(bias.shape)}", node=node.name,
+                            operator="Gemm")  # fmt: skip
+            bias = np.broadcast_to(bias.reshape(-1), (len(weight),)).astype(np.float32)
+            _own(graph, node, 2, bias, "bias")
+        del node.attribute[:]
+        node.attribute.extend([helper.make_attribute("transB", 1)])
