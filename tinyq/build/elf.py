@@ -1,0 +1,143 @@
+"""Reads ELF files: section sizes, symbols, and floating-point code that must not be there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyq.build.process import run
+from tinyq.build.toolchain import Toolchain
+from tinyq.errors import error
+
+# Run-time ABI for the Arm Architecture (IHI 0043), tables 2 to 8: helpers on float and double, and
+# libgcc's names for the same.
+_SOFT_FLOAT = re.compile(
+    r"__aeabi_(?:[cfd]?[fd](?:add|sub|rsub|mul|div|neg|cmp\w*|rcmp\w*)|[fd]2\w+|u?[il]2[fd]|ul2[fd]"
+    r"|[hf]2[hf]\w*|cdcmp\w*|cdrcmple|cfcmp\w*|cfrcmple)"
+    r"|__gnu_[dhf]2[dhf]\w*"
+    r"|__(?:add|sub|mul|div|neg|eq|ne|lt|le|gt|ge|cmp|unord|fix|fixuns|float|floatun|floatuns"
+    r"|extend|trunc)\w*[sdt]f\w*"
+)
+_FLOAT_SUFFIX = re.compile(r"\.(?:f16|f32|f64|bf16)\b")
+_LINE = re.compile(r"^\s*([0-9a-f]+):\t([0-9a-f ]+)\t(\S+)(?:\t(.*))?$")
+_FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A named function or object: address and size in bytes, and the section it lies in."""
+
+    name: str
+    kind: str
+    address: int
+    size: int
+    section: str
+
+
+@dataclass(frozen=True)
+class ElfInfo:
+    """Sizes in bytes of an ELF's loaded contents, and its symbols sorted by address."""
+
+    code_bytes: int
+    constant_bytes: int
+    data_bytes: int
+    bss_bytes: int
+    symbols: tuple[Symbol, ...]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One disassembled instruction."""
+
+    address: int
+    mnemonic: str
+    operands: str
+
+
+def read_elf(path: Path) -> ElfInfo:
+    """Read sizes and symbols.
+
+    Constants are read-only data; data is what is copied to RAM (it takes flash too); a section for
+    the stack does not count.
+    """
+    from elftools.elf.elffile import ELFFile
+
+    code = constants = data = bss = 0
+    with path.open("rb") as stream:
+        elf = ELFFile(stream)
+        for section in elf.iter_sections():
+            flags, size = section["sh_flags"], section["sh_size"]
+            if not flags & 2 or section.name == ".stack":  # SHF_ALLOC
+                continue
+            if section["sh_type"] == "SHT_NOBITS":
+                bss += size
+            elif flags & 4:  # SHF_EXECINSTR
+                code += size
+            elif flags & 1:  # SHF_WRITE
+                data += size
+            else:
+                constants += size
+        table = elf.get_section_by_name(".symtab")
+        symbols = [] if table is None else list(_symbols(elf, table))
+    return ElfInfo(code, constants, data, bss, tuple(sorted(symbols, key=_symbol_order)))
+
+
+def _symbol_order(symbol: Symbol) -> tuple[int, str]:
+    return symbol.address, symbol.name
+
+
+def _symbols(elf, table):  # type: ignore[no-untyped-def]  # pyelftools has no types
+    for symbol in table.iter_symbols():
+        index = symbol["st_shndx"]
+        if not symbol.name or not isinstance(index, int):
+            continue
+        yield Symbol(
+            name=symbol.name,
+            kind=symbol["st_info"]["type"].removeprefix("STT_").lower(),
+            address=symbol["st_value"],
+            size=symbol["st_size"],
+            section=elf.get_section(index).name,
+        )
+
+
+def disassemble(path: Path, toolchain: Toolchain) -> dict[str, list[Instruction]]:
+    """Instructions of every function in the ELF's code sections, by symbol name."""
+    done = run([toolchain.tool("objdump"), "-d", "-w", str(path)], path.parent, 120.0)
+    if done.status != 0:
+        raise error("TQ402", f"{path.name} cannot be disassembled:\n{done.tail()}")
+    functions: dict[str, list[Instruction]] = {}
+    body: list[Instruction] = []
+    for line in done.output.splitlines():
+        if start := _FUNCTION.match(line):
+            body = functions.setdefault(start[1], [])
+        elif (found := _LINE.match(line)) and not found[3].startswith("."):
+            body.append(Instruction(int(found[1], 16), found[3], found[4] or ""))
+    return functions
+
+
+def float_code(
+    info: ElfInfo, functions: dict[str, list[Instruction]], *, mve: bool
+) -> tuple[str, ...]:
+    """Soft-float helpers and floating-point instructions, described one a line.
+
+    With ``mve`` the vector registers are legal, and only instructions on float data count.
+    """
+    found = [f"routine {s.name}" for s in info.symbols if _SOFT_FLOAT.fullmatch(s.name)]
+    for name, body in functions.items():
+        for instruction in body:
+            mnemonic = instruction.mnemonic
+            if mnemonic.startswith("v") and (not mve or _FLOAT_SUFFIX.search(mnemonic)):
+                found.append(f"instruction {mnemonic} in {name}")
+                break
+    return tuple(dict.fromkeys(found))
+
+
+def require_integer_only(
+    path: Path, info: ElfInfo, functions: dict[str, list[Instruction]], *, mve: bool
+) -> None:
+    """Raise TQ406 when the ELF holds floating-point code."""
+    found = float_code(info, functions, mve=mve)
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise error("TQ406", f"{path.name} has {', '.join(found[:5])}{more}")

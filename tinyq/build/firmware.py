@@ -1,0 +1,118 @@
+"""Builds a network, its harness and start-up code into firmware for a board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinyq.build.artifact import Artifact, Footprint
+from tinyq.build.elf import disassemble, read_elf, require_integer_only
+from tinyq.build.harness import boot_dir, render, write_config
+from tinyq.build.network import Network
+from tinyq.build.stack import read_callgraph
+from tinyq.build.toolchain import WARNINGS, Toolchain, arm_toolchain
+from tinyq.target import Board, Core
+
+_SOURCES = ("harness.c", "port_semihosting.c", "startup.c")
+_COMMON = ("-std=c99", *WARNINGS, "-Werror", "-ffunction-sections", "-fdata-sections")
+_LINK = ("-nostartfiles", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments")
+STACK_BYTES = 64 * 1024
+
+
+def build_firmware(
+    network: Network,
+    core: Core,
+    board: Board,
+    folder: Path,
+    *,
+    profile: bool = False,
+    allow_float: bool = False,
+    stack_bytes: int = STACK_BYTES,
+) -> Artifact:
+    """Compile ``network`` for ``core`` and link it for ``board`` into ``folder`` (made if missing).
+
+    ``profile`` calls the harness around every layer. ``allow_float`` builds with the core's FPU (or
+    soft float) and drops the check that no floating-point code is in the ELF. Raises TQ401 without
+    a compiler, TQ402 when the code does not compile, TQ405 when it does not fit and TQ406 for
+    floating-point code in an integer build.
+    """
+    toolchain = arm_toolchain()
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = core.float_flags if allow_float and core.float_flags else core.flags
+    flags = [*machine, *_COMMON, *network.cflags]
+    if profile:
+        flags.append("-DTINYQ_PROFILE")
+    objects = _compile_network(toolchain, network, folder, flags)
+    script = _write_linker_script(board, folder, stack_bytes)
+    footprint = None
+    if not profile:
+        footprint = _measure(toolchain, network, core, objects, script, flags, allow_float)
+    write_config(network, folder)
+    around = [*flags, *_port_flags(board), f"-I{network.folder}", f"-I{folder}"]
+    for name in _SOURCES:
+        objects.append(folder / f"{name[:-2]}.o")
+        toolchain.compile(boot_dir() / name, objects[-1], around)
+    executable = folder / "firmware.elf"
+    toolchain.link(objects, executable, [*flags, *_LINK, f"-T{script}"])
+    return Artifact(network, executable.resolve(), profile, core, board, footprint)
+
+
+def _compile_network(
+    toolchain: Toolchain, network: Network, folder: Path, flags: list[str]
+) -> list[Path]:
+    objects = []
+    for source in network.sources:
+        objects.append(folder / f"net_{source.stem}.o")
+        toolchain.compile(source, objects[-1], [*flags, "-fcallgraph-info=su"])
+    return objects
+
+
+def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:
+    script = folder / "link.ld"
+    text = render(
+        "link.ld.j2",
+        title=board.title,
+        flash=board.mcu.memory("flash"),
+        ram=board.mcu.memory("ram"),
+        stack_bytes=stack_bytes,
+    )
+    script.write_text(text, encoding="utf-8")
+    return script
+
+
+def _port_flags(board: Board) -> list[str]:
+    """Definitions that tell the harness which timer the board has."""
+    flags = ["-DTINYQ_FIRMWARE"]
+    if board.qemu is None:
+        return [*flags, "-DTINYQ_TIMER=TIMER_NONE"]
+    timer = board.qemu.timer
+    driver = timer.driver.upper().replace("-", "_")
+    return [*flags, f"-DTINYQ_TIMER=TIMER_{driver}", f"-DTINYQ_TIMER_BASE={timer.base:#x}u"]
+
+
+def _measure(
+    toolchain: Toolchain,
+    network: Network,
+    core: Core,
+    objects: list[Path],
+    script: Path,
+    flags: list[str],
+    allow_float: bool,
+) -> Footprint:
+    """Link the network alone, with the library routines it calls, and read what it takes."""
+    alone = script.with_name("network.elf")
+    names = [f"{network.name}_{call}" for call in ("init", "input", "invoke", "output")]
+    keep = [f"-Wl,-u,{name}" for name in names]
+    toolchain.link(objects, alone, [*flags, *_LINK, f"-T{script}", f"-Wl,-e,{names[2]}", *keep])
+    info = read_elf(alone)
+    functions = disassemble(alone, toolchain)
+    if not allow_float:
+        require_integer_only(alone, info, functions, mve=core.mve)
+    graph = read_callgraph((path.with_suffix(".ci") for path in objects), functions)
+    return Footprint(
+        code_bytes=info.code_bytes,
+        constant_bytes=info.constant_bytes + info.data_bytes,
+        data_bytes=info.data_bytes + info.bss_bytes,
+        stack_bound_bytes=graph.worst_case(names[2]),
+    )
+
+
