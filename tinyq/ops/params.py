@@ -1,0 +1,343 @@
+"""Parameters of the portable kernels: what ``p`` is in each template of ``templates/ops``.
+
+Each class says which template takes it and which constants the C function reads, in order. All
+activations are int8 [N=1, H, W, C], row major, unless a field says otherwise. Sizes are elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tinyq.quant import Fix, Requant
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RequantParams:
+    """How accumulators of a linear operator become int8, without the arrays M and a.
+
+    y = clamp((mulhi(acc << pre_shift, M[c]) + a[c]) >> post_shift, qmin, qmax). ``post_shift`` None
+    means one shift a channel: the kernel then reads a further constant ``uint8_t shifts[C]``.
+    ``fixes`` are (channel, accumulator, delta), delta added before the clamp.
+    """
+
+    pre_shift: int
+    post_shift: int | None
+    qmin: int
+    qmax: int
+    fixes: tuple[Fix, ...] = ()
+
+    @classmethod
+    def of(cls, requant: Requant) -> RequantParams:
+        """The scalar part of synthesised parameters."""
+        shift = requant.post_shift if isinstance(requant.post_shift, int) else None
+        return cls(requant.pre_shift, shift, requant.qmin, requant.qmax, requant.fixes)
+
+
+@dataclass(frozen=True)
+class Conv2dParams:
+    """``ops/conv2d_s8.c.j2``; constants: weights OHWI [O, kh, kw, I/groups] of ``weight_type``
+    (``int8_t`` or ``int16_t``), ``tinyq_requant_t`` [O], and ``uint8_t`` shifts [O] when
+    ``requant.post_shift`` is None.
+
+    A padded tap counts as ``x_zero_point`` times its weight. Depthwise is groups == in_c.
+    """
+
+    in_h: int
+    in_w: int
+    in_c: int
+    out_h: int
+    out_w: int
+    out_c: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    dilation_h: int
+    dilation_w: int
+    pad_top: int
+    pad_left: int
+    groups: int
+    x_zero_point: int
+    weight_type: str
+    requant: RequantParams
+
+
+@dataclass(frozen=True)
+class DenseParams:
+    """``ops/dense_s8.c.j2``: y [rows, O] from x [rows, I]; constants: weights [O, I] of
+    ``weight_type``, ``tinyq_requant_t`` [O], and ``uint8_t`` shifts [O] without a post_shift.
+    """
+
+    rows: int
+    in_features: int
+    out_features: int
+    weight_type: str
+    requant: RequantParams
+
+
+@dataclass(frozen=True)
+class LutParams:
+    """``ops/lut_s8.c.j2``: y = table[channel][(uint8_t)x]; constant: ``y_type`` [channels, 256].
+
+    Entry 0 is for x = 0, 127 for 127, 128 for -128, 255 for -1 (for uint8 inputs simply x). The
+    channel is the index along the last axis; ``elements`` is a multiple of ``channels``.
+    """
+
+    elements: int
+    channels: int = 1
+    x_type: str = "int8_t"
+    y_type: str = "int8_t"
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Loops over two operands: output ``shape`` and each operand's stride per axis (0 repeats).
+
+    Made by :func:`broadcast`; at most 6 axes, and the last one is the innermost loop.
+    """
+
+    shape: Shape
+    a_strides: Shape
+    b_strides: Shape
+
+
+@dataclass(frozen=True)
+class AddParams:
+    """``ops/add_s8.c.j2``: y = clamp((a * multiplier_a + b * multiplier_b + addend) >> shift).
+
+    Everything fits int32 for all a, b in int8. ``fixes`` are (a, b, delta), delta added before the
+    clamp. No constants.
+    """
+
+    loops: Broadcast
+    multiplier_a: int
+    multiplier_b: int
+    addend: int
+    shift: int
+    qmin: int = -128
+    qmax: int = 127
+    fixes: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class MulParams:
+    """``ops/mul_s8.c.j2``: acc = (a - a_zero_point) * (b - b_zero_point), then
+    y = clamp((mulhi(acc << pre_shift, multiplier) + addend) >> post_shift, qmin, qmax).
+
+    ``fixes`` are (a, b, delta), delta added before the clamp. No constants.
+    """
+
+    loops: Broadcast
+    a_zero_point: int
+    b_zero_point: int
+    multiplier: int
+    addend: int
+    pre_shift: int
+    post_shift: int
+    qmin: int = -128
+    qmax: int = 127
+    fixes: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class ExtremumParams:
+    """``ops/extremum_s8.c.j2``: y = max(a, b) or min(a, b) (``kind``), one quantization for all."""
+
+    loops: Broadcast
+    kind: str
+
+
+@dataclass(frozen=True)
+class TransposeParams:
+    """``ops/transpose_s8.c.j2``: y = transpose(x [shape], perm); up to 6 axes after merging."""
+
+    shape: Shape
+    perm: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ConcatParams:
+    """``ops/concat_s8.c.j2``: inputs [outer, inner_k] joined to y [outer, sum of inner]."""
+
+    outer: int
+    inner: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SliceParams:
+    """``ops/slice_s8.c.j2``: y [sizes] = x [shape] from ``starts`` in ``steps`` (may be negative).
+
+    ``starts`` are indices inside the input, one an axis.
+    """
+
+    shape: Shape
+    starts: tuple[int, ...]
+    steps: tuple[int, ...]
+    sizes: Shape
+
+
+@dataclass(frozen=True)
+class PadParams:
+    """``ops/pad_s8.c.j2``: x [shape] with ``before`` and ``after`` elements of ``value`` added."""
+
+    shape: Shape
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    value: int
+
+
+@dataclass(frozen=True)
+class MaxPool2dParams:
+    """``ops/max_pool2d_s8.c.j2``; padding never wins. ``channels`` is the last axis."""
+
+    in_h: int
+    in_w: int
+    channels: int
+    out_h: int
+    out_w: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    dilation_h: int
+    dilation_w: int
+    pad_top: int
+    pad_left: int
+
+
+@dataclass(frozen=True)
+class CountRequant:
+    """Requantization of sums over ``count`` elements: multiplier, addend, and sums to correct.
+
+    ``fixes`` are (sum, delta), delta added before the clamp.
+    """
+
+    count: int
+    multiplier: int
+    addend: int
+    pre_shift: int
+    post_shift: int
+    fixes: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class AvgPool2dParams:
+    """``ops/avg_pool2d_s8.c.j2``: acc = sum over the window, requantized by its count.
+
+    The count is the number of taps inside the image, or, with ``count_include_pad``, inside the
+    image and its padding (whose elements count as ``x_zero_point``). ``requants`` has one entry for
+    every count that occurs (:func:`window_counts`). Means over other axes are pools too.
+    """
+
+    in_h: int
+    in_w: int
+    channels: int
+    out_h: int
+    out_w: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_top: int
+    pad_left: int
+    pad_bottom: int
+    pad_right: int
+    count_include_pad: bool
+    x_zero_point: int
+    requants: tuple[CountRequant, ...]
+    qmin: int = -128
+    qmax: int = 127
+
+
+@dataclass(frozen=True)
+class ResizeNearestParams:
+    """``ops/resize_nearest_s8.c.j2``: y[i, j] = x[rows[i], columns[j]]; constants: ``uint16_t``
+    rows [out_h] and columns [out_w], indices into the input.
+    """
+
+    in_h: int
+    in_w: int
+    channels: int
+    out_h: int
+    out_w: int
+
+
+@dataclass(frozen=True)
+class RebaseParams:
+    """``ops/rebase_s8.c.j2``: y = x ^ 0x80, which is int8 from uint8 less 128 and back.
+
+    ``x_type`` and ``y_type`` are ``int8_t`` or ``uint8_t``; input and output may be one buffer.
+    """
+
+    elements: int
+    x_type: str
+    y_type: str
+
+
+@dataclass(frozen=True)
+class CopyParams:
+    """``ops/copy_s8.c.j2``: y = x for ``bytes`` bytes; the types only name the operands."""
+
+    bytes: int
+    x_type: str = "int8_t"
+    y_type: str = "int8_t"
+
+
+def broadcast(shape: Shape, a_shape: Shape, b_shape: Shape) -> Broadcast:
+    """Loops of an elementwise operator with numpy broadcasting, neighbouring axes merged."""
+    axes: list[tuple[int, int, int]] = []
+    a_strides, b_strides = _strides(shape, a_shape), _strides(shape, b_shape)
+    for size, a, b in zip(shape, a_strides, b_strides, strict=True):
+        if size == 1:
+            continue
+        if axes and axes[-1][1] == a * size and axes[-1][2] == b * size:
+            axes[-1] = (axes[-1][0] * size, a, b)
+        else:
+            axes.append((size, a, b))
+    sizes, a_merged, b_merged = zip(*(axes or [(1, 0, 0)]), strict=True)
+    return Broadcast(sizes, a_merged, b_merged)
+
+
+def _strides(shape: Shape, operand: Shape) -> Shape:
+    padded = (1,) * (len(shape) - len(operand)) + operand
+    strides, step = [], 1
+    for size, wanted in zip(reversed(padded), reversed(shape), strict=True):
+        if size not in (1, wanted):
+            raise ValueError(f"{operand} does not broadcast to {shape}")
+        strides.append(0 if size == 1 else step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def window_counts(
+    in_size: int, out_size: int, kernel: int, stride: int, before: int, after: int, padded: bool
+) -> tuple[int, ...]:
+    """Taps that each output position averages along one axis; ``padded`` counts padding too."""
+    low, high = (-before, in_size + after) if padded else (0, in_size)
+    starts = [k * stride - before for k in range(out_size)]
+    return tuple(min(s + kernel, high) - max(s, low) for s in starts)
+
+
+def merged_permutation(shape: Shape, perm: tuple[int, ...]) -> tuple[Shape, tuple[int, ...]]:
+    """The same transpose with fewest axes: axes that stay together are one, ones are dropped."""
+    order = [axis for axis in perm if shape[axis] != 1]
+    if not order:
+        return (1,), (0,)
+    rank_of = {axis: k for k, axis in enumerate(sorted(order))}
+    groups = [[order[0]]]
+    for left, right in pairwise(order):
+        if rank_of[right] == rank_of[left] + 1:
+            groups[-1].append(right)
+        else:
+            groups.append([right])
+    by_input = sorted(range(len(groups)), key=lambda g: groups[g][0])
+    sizes = []
+    for g in by_input:
+        size = 1
+        for axis in groups[g]:
+            size *= shape[axis]
+        sizes.append(size)
+    return tuple(sizes), tuple(by_input.index(g) for g in range(len(groups)))
