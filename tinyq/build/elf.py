@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinyq.build.process import run
 from tinyq.build.toolchain import Toolchain
@@ -87,7 +89,7 @@ def _symbol_order(symbol: Symbol) -> tuple[int, str]:
     return symbol.address, symbol.name
 
 
-def _symbols(elf, table):  # type: ignore[no-untyped-def]  # pyelftools has no types
+def _symbols(elf: Any, table: Any) -> Iterator[Symbol]:
     for symbol in table.iter_symbols():
         index = symbol["st_shndx"]
         if not symbol.name or not isinstance(index, int):

@@ -45,7 +45,15 @@ def build_firmware(
     script = _write_linker_script(board, folder, stack_bytes)
     footprint = None
     if not profile:
-        footprint = _measure(toolchain, network, core, objects, script, flags, allow_float)
+        footprint = _measure(
+            toolchain,
+            network,
+            core,
+            objects=objects,
+            script=script,
+            flags=flags,
+            allow_float=allow_float,
+        )
     write_config(network, folder)
     around = [*flags, *_port_flags(board), f"-I{network.folder}", f"-I{folder}"]
     for name in _SOURCES:
@@ -93,6 +101,7 @@ def _measure(
     toolchain: Toolchain,
     network: Network,
     core: Core,
+    *,
     objects: list[Path],
     script: Path,
     flags: list[str],
@@ -114,5 +123,3 @@ def _measure(
         data_bytes=info.data_bytes + info.bss_bytes,
         stack_bound_bytes=graph.worst_case(names[2]),
     )
-
-

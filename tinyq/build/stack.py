@@ -60,9 +60,7 @@ class CallGraph:
         return known[function]
 
 
-def read_callgraph(
-    ci_files: Iterable[Path], functions: dict[str, list[Instruction]]
-) -> CallGraph:
+def read_callgraph(ci_files: Iterable[Path], functions: dict[str, list[Instruction]]) -> CallGraph:
     """Join the compiler's graphs; what they do not define comes from ``functions``."""
     graph = CallGraph()
     for path in sorted(ci_files):

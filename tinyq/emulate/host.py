@@ -16,4 +16,5 @@ class HostRunner:
         self, artifact: Artifact, samples: Samples, *, timeout: float = DEFAULT_TIMEOUT
     ) -> RunTrace:
         """Run every sample; raises TQ404 (which quotes a sanitizer's finding) or TQ502."""
-        return run_files(self.name, [str(artifact.executable)], artifact, samples, timeout, None)
+        command = [str(artifact.executable)]
+        return run_files(self.name, command, artifact, samples, timeout=timeout, ticks=None)

@@ -41,7 +41,7 @@ class QemuRunner:
             *("-kernel", str(artifact.executable)),
         ]
         ticks = instructions_from_ticks(machine.timer.clock_hz)
-        return run_files(self.name, command, artifact, samples, timeout, ticks)
+        return run_files(self.name, command, artifact, samples, timeout=timeout, ticks=ticks)
 
 
 def instructions_from_ticks(clock_hz: int) -> Ticks:

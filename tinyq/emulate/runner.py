@@ -40,6 +40,7 @@ def run_files(
     command: Sequence[str],
     artifact: Artifact,
     samples: Samples,
+    *,
     timeout: float,
     ticks: Ticks | None,
 ) -> RunTrace:

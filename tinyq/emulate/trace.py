@@ -129,7 +129,7 @@ def _sample_type(raw: NDArray[np.uint8], start: int) -> np.dtype[np.void]:
     fields = []
     at = start
     while True:
-        words = raw[at : at + 16].view("<u4") if at + 16 <= len(raw) else ()
+        words = raw[at : at + 16].view("<u4")
         if len(words) != _HEAD:
             raise ValueError("outputs.bin ends inside a record")
         tag, size = chr(int(words[0])), int(words[3])
