@@ -1,0 +1,40 @@
+"""Integer arithmetic: requantization oracles, synthesis of its parameters, proof."""
+
+from tinyq.quant.requantize import (
+    FIX_LIMIT,
+    Fix,
+    Requant,
+    RequantProof,
+    apply,
+    prove,
+)
+from tinyq.quant.rounding import (
+    OrtLinear,
+    OrtMatMulFloatBias,
+    clamp_levels,
+    ort_bias,
+    ort_scale,
+    quantize_linear,
+)
+from tinyq.quant.staircase import Oracle, Staircase, accumulator_bounds, build_staircase
+from tinyq.quant.synthesis import synthesize
+
+__all__ = [
+    "FIX_LIMIT",
+    "Fix",
+    "Oracle",
+    "OrtLinear",
+    "OrtMatMulFloatBias",
+    "Requant",
+    "RequantProof",
+    "Staircase",
+    "accumulator_bounds",
+    "apply",
+    "build_staircase",
+    "clamp_levels",
+    "ort_bias",
+    "ort_scale",
+    "prove",
+    "quantize_linear",
+    "synthesize",
+]

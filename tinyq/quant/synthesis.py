@@ -1,0 +1,202 @@
+"""Synthesis of requantization parameters from a staircase.
+
+Each channel's exact (multiplier, addend) pairs form a polygon (tinyq.quant.feasible). Where it is
+empty, or holds no integer point, float32 has moved a threshold off the straight line; then single
+accumulators are given up, as few as a search finds, and become the layer's fixes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tinyq.quant.feasible import Bool, Float64, Polygons, Steps, integer_points, solve
+from tinyq.quant.requantize import (
+    FIX_LIMIT,
+    Requant,
+    RequantProof,
+    achieved_thresholds,
+    check_ranges,
+    find_fixes,
+)
+from tinyq.quant.staircase import Int64, Staircase
+
+SHARED_SHIFT_FIXES = 16
+"""More fixes than this with one shift for all channels, and each channel gets its own."""
+
+_BEAM = 12
+"""Variants of a channel kept at each number of accumulators given up."""
+
+_NONE = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """Integers for N rows at one pre_shift: post, multiplier, addend int64[N], found bool[N]."""
+
+    pre: int
+    post: Int64
+    multiplier: Int64
+    addend: Int64
+    found: Bool
+
+
+def synthesize(stair: Staircase, scale_hint: Float64, *, uniform_shift: bool = False) -> Requant:
+    """Find parameters that equal a staircase at every reachable accumulator.
+
+    scale_hint: float64[C], output units per accumulator, right to within a tenth. uniform_shift:
+    never give channels shifts of their own, even if that costs fixes.
+    Prefers the fewest accumulators that differ, then the smallest pre_shift. Raises ValueError if
+    the accumulators do not fit int32. If more than FIX_LIMIT accumulators differ, the result
+    carries no fixes and is marked inexact.
+    """
+    hint = np.broadcast_to(np.asarray(scale_hint, np.float64), (stair.channels,))
+    if np.any(~np.isfinite(hint) | (hint <= 0)):
+        raise ValueError("scales must be positive and finite")
+    shared = _synthesize(stair, hint, shared=True)
+    if uniform_shift or shared.proof.mismatches <= SHARED_SHIFT_FIXES:
+        return shared
+    own = _synthesize(stair, hint, shared=False)
+    return own if own.proof.mismatches < shared.proof.mismatches else shared
+
+
+def _synthesize(stair: Staircase, hint: Float64, *, shared: bool) -> Requant:
+    inside = (stair.thresholds > stair.lo[:, None]) & (stair.thresholds <= stair.hi[:, None])
+    curved = np.flatnonzero(inside.any(axis=1))
+    pre_max = _largest_pre_shift(stair)
+    if not len(curved):
+        return _finish(stair, curved, _Choice(0, _NONE, _NONE, _NONE, _NONE.astype(np.bool_)))
+    least_post = 1 if len(curved) < stair.channels else 0
+    steps = Steps.of(stair, hint).rows(curved)
+    polygons = solve(steps)
+    best = _try(steps, polygons, pre_max, least_post, shared)
+    failing = np.flatnonzero(~best.found)
+    if len(failing):
+        steps = _relax_rows(steps, failing, pre_max, best.post)
+        polygons = solve(steps)
+        best = _try(steps, polygons, pre_max, least_post, shared)
+    for pre in range(pre_max):
+        choice = _try(steps, polygons, pre, least_post, shared)
+        if choice.found.sum() > best.found.sum() or choice.found.all():
+            best = choice
+        if choice.found.all():
+            break
+    return _finish(stair, curved, best)
+
+
+def _largest_pre_shift(stair: Staircase) -> int:
+    low, high = int(stair.lo.min()), int(stair.hi.max())
+    if low < -(2**31) or high > 2**31 - 1:
+        raise ValueError(f"accumulators in [{low}, {high}] do not fit int32")
+    bits = max(high.bit_length(), (-1 - low).bit_length() if low < 0 else 0)
+    return min(30, 31 - bits)
+
+
+def _try(steps: Steps, polygons: Polygons, pre: int, least_post: int, shared: bool) -> _Choice:
+    """Integers at this pre_shift and the largest post_shift; rows not found get the nearest."""
+    post = _largest_post_shift(steps, polygons, pre)
+    if shared:
+        post = np.full_like(post, post.min())
+    possible = post >= least_post
+    post = np.maximum(post, least_post)
+    multiplier, addend, found = integer_points(steps, polygons, pre, post)
+    unit = np.exp2(post.astype(np.float64))
+    near_m = np.rint(polygons.slope * unit * 2.0 ** (32 - pre))
+    near_a = np.rint(polygons.offset * unit)
+    found &= possible
+    return _Choice(
+        pre,
+        post,
+        np.where(found, multiplier, np.clip(near_m, 1, 2**31 - 1).astype(np.int64)),
+        np.where(found, addend, np.clip(near_a, -(2**31), 2**31 - 1).astype(np.int64)),
+        found,
+    )
+
+
+def _largest_post_shift(steps: Steps, polygons: Polygons, pre: int) -> Int64:
+    """Largest shifts int64[N] for which M, a and their sum fit int32; negative if none does."""
+    ends = np.stack([steps.lo, steps.hi]) * polygons.slope_max
+    offset = np.maximum(np.abs(polygons.offset_min), np.abs(polygons.offset_max))
+    peak = np.maximum(np.abs(ends).max(axis=0) + offset, np.abs(steps.level).max()) + 2
+    for_multiplier = pre - 1 - np.log2(polygons.slope_max) - 1e-9
+    for_sum = 31 - np.log2(peak)
+    most = np.floor(np.minimum(np.minimum(for_multiplier, for_sum), 31))
+    post: Int64 = most.astype(np.int64)
+    return post
+
+
+def _relax_rows(steps: Steps, failing: Int64, pre: int, post: Int64) -> Steps:
+    below, above = steps.below.copy(), steps.above.copy()
+    for row in failing.tolist():
+        relaxed = _relax(steps.rows(np.array([row])), pre, post[row])
+        below[row], above[row] = relaxed.below[0], relaxed.above[0]
+    return replace(steps, below=below, above=above)
+
+
+def _relax(root: Steps, pre: int, post: np.int64) -> Steps:
+    """Give up the fewest accumulators of one row (N = 1) that make it solvable; a beam search.
+
+    The constraints that bound an empty polygon cannot hold together, so one of them must go; each
+    variant moves one of them by one accumulator. Returns the row unchanged if nothing is found.
+    """
+    beam = root
+    for _ in range(FIX_LIMIT):
+        beam = _variants(beam, solve(beam))
+        if not len(beam.lo):
+            return root
+        polygons = solve(beam)
+        shifts = np.full(len(beam.lo), post)
+        _, _, found = integer_points(beam, polygons, pre, shifts)
+        if found.any():
+            return beam.rows(np.flatnonzero(found)[:1])
+        beam = beam.rows(np.argsort(-polygons.width, kind="stable")[:_BEAM])
+    return root
+
+
+def _variants(beam: Steps, polygons: Polygons) -> Steps:
+    """Move each constraint that limits each row by one accumulator, once each."""
+    seen: dict[bytes, tuple[int, Int64, Int64]] = {}
+    for row in range(len(beam.lo)):
+        for tight, is_upper in ((polygons.tight_upper, True), (polygons.tight_lower, False)):
+            for k in np.unique(tight[row]).tolist():
+                below, above = beam.below[row].copy(), beam.above[row].copy()
+                if is_upper:
+                    below[k] -= 1
+                else:
+                    above[k] += 1
+                seen.setdefault(below.tobytes() + above.tobytes(), (row, below, above))
+    rows = beam.rows(np.array([row for row, _, _ in seen.values()], np.int64))
+    variants = replace(
+        rows,
+        below=np.stack([below for _, below, _ in seen.values()]),
+        above=np.stack([above for _, _, above in seen.values()]),
+    )
+    bounded = variants.upper_on.any(axis=1) & variants.lower_on.any(axis=1)
+    return variants.rows(np.flatnonzero(bounded))
+
+
+def _finish(stair: Staircase, curved: Int64, choice: _Choice) -> Requant:
+    """Fill in the channels of constant output, check the ranges, and list what differs."""
+    flat_post = int(choice.post.min()) if len(curved) else 8
+    post = np.full(stair.channels, flat_post, np.int64)
+    post[curved] = choice.post
+    constant = np.array([stair.output(c, stair.lo[c : c + 1])[0] for c in range(stair.channels)])
+    multiplier = np.ones(stair.channels, np.int64)
+    # mulhi(acc, 1) is 0 or -1: half a unit above the level, neither crosses a boundary.
+    addend = (constant << flat_post) + (1 << flat_post >> 1)
+    multiplier[curved], addend[curved] = choice.multiplier, choice.addend
+    uniform = bool(np.all(post == flat_post))
+    bare = Requant(
+        multiplier.astype(np.int32),
+        addend.astype(np.int32),
+        choice.pre,
+        flat_post if uniform else post.astype(np.int32),
+        stair.qmin,
+        stair.qmax,
+        (),
+        RequantProof(stair.reachable, stair.channels, 0, 0, 0, False),
+    )
+    check_ranges(bare, stair)
+    fixes, proof = find_fixes(stair, achieved_thresholds(bare, stair), bare)
+    return replace(bare, fixes=fixes, proof=proof)
