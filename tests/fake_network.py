@@ -120,15 +120,14 @@ def write_fake(folder: Path, body: str = "", *, source: str = SOURCE) -> Network
 
 
 def asm_loop(rounds: int, nops: int) -> str:
-    """C of a loop of ``2 + rounds * (nops + 2)`` instructions on every core.
+    """C of a loop of ``1 + rounds * (nops + 2)`` instructions on every core.
 
-    The closed form: MOV of the low half and MOVS/LSLS are avoided by taking ``rounds`` below 256,
-    so that one MOVS loads the counter; each round is the NOPs, SUBS and BNE.
+    One MOVS loads the counter, so ``rounds`` is below 256; each round is the NOPs, SUBS and BNE.
     """
     if not 0 < rounds < 256:
         raise ValueError("rounds must fit MOVS")
     return (
-        f'__asm volatile(".syntax unified\\n\\tmovs r3, #{rounds}\\n\\tnop\\n'
+        f'__asm volatile(".syntax unified\\n\\tmovs r3, #{rounds}\\n'
         f'1:\\n\\t.rept {nops}\\n\\tnop\\n\\t.endr\\n\\tsubs r3, #1\\n\\tbne 1b"'
         ' ::: "r3", "cc");'
     )

@@ -1,0 +1,170 @@
+"""Cores, microcontrollers and boards read from TOML."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from tinyq.errors import TinyqError
+from tinyq.resources import data_dir
+from tinyq.target import (
+    board_names,
+    core_names,
+    load_board,
+    load_core,
+    load_mcu,
+    mcu_names,
+    read_board,
+    read_core,
+    read_mcu,
+)
+
+CORES = (
+    "cortex-m0",
+    "cortex-m0plus",
+    "cortex-m3",
+    "cortex-m4",
+    "cortex-m7",
+    "cortex-m33",
+    "cortex-m55",
+)
+
+
+def test_all_cores_are_listed_smallest_first() -> None:
+    assert core_names() == CORES
+
+
+# target, core, isa, MULS cycles, architecture, machine that stands for it
+TARGETS = [
+    ("cortex-m0", "cortex-m0", "scalar", 1, "armv6-m", "microbit"),
+    ("cortex-m0+mul32", "cortex-m0", "scalar", 32, "armv6-m", "microbit"),
+    ("cortex-m0+scalar", "cortex-m0", "scalar", 1, "armv6-m", "microbit"),
+    ("cortex-m0+", "cortex-m0plus", "scalar", 1, "armv6-m", "microbit"),
+    ("cortex-m0++mul32", "cortex-m0plus", "scalar", 32, "armv6-m", "microbit"),
+    ("cortex-m0plus", "cortex-m0plus", "scalar", 1, "armv6-m", "microbit"),
+    ("Cortex-M3", "cortex-m3", "scalar", 1, "armv7-m", "mps2-an385"),
+    ("cortex-m4", "cortex-m4", "dsp", 1, "armv7e-m", "mps2-an386"),
+    ("cortex-m4+scalar", "cortex-m4", "scalar", 1, "armv7e-m", "mps2-an386"),
+    ("m7", "cortex-m7", "dsp", 1, "armv7e-m", "mps2-an500"),
+    ("cortex-m33", "cortex-m33", "dsp", 1, "armv8-m.main", "mps2-an505"),
+    ("cortex-m55", "cortex-m55", "mve", 1, "armv8.1-m.main", "mps3-an547"),
+    ("cortex-m55+dsp", "cortex-m55", "dsp", 1, "armv8.1-m.main", "mps3-an547"),
+]
+
+
+@pytest.mark.parametrize(("target", "name", "isa", "mul", "arch", "machine"), TARGETS)
+def test_target_string(target: str, name: str, isa: str, mul: int, arch: str, machine: str) -> None:
+    core = load_core(target)
+    assert (core.name, core.isa, core.mul_cycles, core.architecture) == (name, isa, mul, arch)
+    assert (core.dsp, core.mve) == (isa != "scalar", isa == "mve")
+    assert load_core(core.target) == core
+    board = load_board(core.board)
+    assert board.qemu is not None
+    assert board.qemu.machine == machine
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_emulated_board_carries_the_core(name: str) -> None:
+    carried = load_board(load_core(name).board).mcu.core
+    # QEMU has no Cortex-M0+; the Cortex-M0 executes the same instructions.
+    assert carried == ("cortex-m0" if name == "cortex-m0plus" else name)
+
+
+UNKNOWN = [
+    ("cortex-m5", "cortex-m"),
+    ("", "tinyq targets"),
+    ("cortex-m4+helium", "helium"),
+    ("cortex-m3+dsp", "scalar"),
+    ("cortex-m4+mul32", "1"),
+    ("cortex-m4+mul", "mul"),
+]
+
+
+@pytest.mark.parametrize(("target", "hint"), UNKNOWN)
+def test_unknown_target_is_refused(target: str, hint: str) -> None:
+    with pytest.raises(TinyqError, match="TQ301") as caught:
+        load_core(target)
+    assert hint in str(caught.value)
+    assert caught.value.exit_status == 5
+
+
+@pytest.mark.parametrize("load", [load_board, load_mcu])
+def test_unknown_board_is_refused(load: object) -> None:
+    with pytest.raises(TinyqError, match="TQ301"):
+        load("nucleo-x")  # type: ignore[operator]
+
+
+def test_every_file_is_valid_and_every_number_has_a_source() -> None:
+    for board in map(load_board, board_names()):
+        assert board.mcu.core in CORES
+        assert board.source
+    for mcu in map(load_mcu, mcu_names()):
+        assert all(memory.source for memory in mcu.memories)
+
+
+# folder, file, text to replace, replacement, what the message says
+BAD = [
+    ("cores", "cortex-m4", "architecture =", "architektur =", "'architecture' is missing"),
+    ("cores", "cortex-m4", "load = 2", "load = -2", "negative"),
+    ("cores", "cortex-m4", "load = 2", 'load = "2"', "not of type float"),
+    ("cores", "cortex-m4", "default_isa", "x = 1\ndefault_isa", "unknown field 'x'"),
+    ("cores", "cortex-m4", 'fpu = "single"', 'fpu = "half"', "not one of none, single, double"),
+    ("cores", "cortex-m4", 'name = "cortex-m4"', 'name = "cortex-m5"', "not the file's name"),
+    ("cores", "cortex-m4", "[features]", "[features", "cannot be read"),
+    ("mcus", "mps2-an386", 'kind = "ram"', 'kind = "flash"', "no memory of kind 'ram'"),
+    ("mcus", "mps2-an386", 'kind = "ram"', 'kind = "rom"', "not one of flash, ram"),
+    ("mcus", "mps2-an386", "base = 0x20000000", "base = 0x00010000", "overlap"),
+    ("mcus", "mps2-an386", "size = 0x400000", "size = 0", "below 1"),
+    ("boards", "qemu-mps2-an386", "[qemu.timer]", "[qemu.clock]", "'timer' is missing"),
+    ("boards", "qemu-mps2-an386", "args = []", "args = [1]", "not a list of strings"),
+]
+
+
+@pytest.mark.parametrize(("folder", "name", "old", "new", "found"), BAD)
+def test_bad_file_is_refused(
+    tmp_path: Path, folder: str, name: str, old: str, new: str, found: str
+) -> None:
+    text = (data_dir("targets") / folder / f"{name}.toml").read_text()
+    assert old in text
+    file = tmp_path / f"{name}.toml"
+    file.write_text(text.replace(old, new))
+    read = {
+        "cores": read_core,
+        "mcus": read_mcu,
+        "boards": functools.partial(read_board, find_mcu=load_mcu),
+    }
+    with pytest.raises(TinyqError, match="TQ302") as caught:
+        read[folder](file)
+    assert found in str(caught.value)
+
+
+def test_real_board_with_probe_and_console(tmp_path: Path) -> None:
+    file = tmp_path / "some-board.toml"
+    file.write_text(
+        """
+        name = "some-board"
+        title = "A board"
+        mcu = "mps2-an386"
+        source = "its user manual"
+        clock_hz = 80_000_000
+        [console]
+        driver = "stm32-usart"
+        base = 0x40004400
+        source = "reference manual"
+        clock_hz = 16_000_000
+        options = { baud = 115200, tx_pin = "PA2" }
+        [flasher]
+        probe = "st-link"
+        command = ["st-flash", "write", "{file}", "0x8000000"]
+        source = "user manual"
+        """
+    )
+    board = read_board(file, load_mcu)
+    assert board.clock_hz == 80_000_000
+    assert board.console is not None
+    assert dict(board.console.options) == {"baud": 115200, "tx_pin": "PA2"}
+    assert board.flasher is not None
+    assert board.flasher.command[0] == "st-flash"
+    assert board.qemu is None
