@@ -68,15 +68,42 @@ def pack_matmul(weight_oi: Int8, order: Int64, mode: MatmulMode) -> Int8:
     return np.concatenate([part.ravel() for part in parts]).astype(np.int8)
 
 
+def pack_matvec(weight_oi: Int8, mode: MatmulMode) -> Int8:
+    """Weights [O, K] as matvec_s8_dsp.c.j2 reads them: blocks of four channels, then two, then one."""
+    channels, inputs = weight_oi.shape
+    padded = np.pad(weight_oi.astype(np.int64), ((0, 0), (0, -inputs % 4)))
+    steps = padded.reshape(channels, -1, 4)
+    parts: list[Int8] = []
+    start = 0
+    for lanes in [4] * (channels // 4) + [2] * (channels % 4 // 2) + [1] * (channels % 2):
+        parts.append(_matvec_block(steps[start : start + lanes], mode))
+        start += lanes
+    return np.concatenate(parts)
+
+
+def _matvec_block(steps: Int64, mode: MatmulMode) -> Int8:
+    """One block of [lanes, K4 / 4, 4] weights."""
+    if mode == "plain" or (mode == "mixed" and steps.shape[0] == 1):
+        return steps.transpose(1, 0, 2).astype(np.int8).ravel()
+    halves = steps if mode == "wide" else _halves(steps[0::2], steps[1::2])
+    by_pair = halves[:, :, [0, 2, 1, 3]].reshape(halves.shape[0], -1, 2)
+    return _int16_bytes(by_pair.transpose(1, 0, 2)).ravel()
+
+
+def _halves(even: Int64, odd: Int64) -> Int64:
+    """Two channels in one int16: 256 * odd + even."""
+    halves = 256 * odd + even
+    if halves.size and (halves.min() < -(2**15) or halves.max() >= 2**15):
+        raise ValueError("weights do not fit the mixed layout: see allows_mixed")
+    return halves
+
+
 def _plain(even: Int64, odd: Int64) -> Int8:
     return np.stack([even, odd], axis=2).astype(np.int8)
 
 
 def _mixed(even: Int64, odd: Int64) -> Int8:
-    halves = 256 * odd + even
-    if halves.size and (halves.min() < -(2**15) or halves.max() >= 2**15):
-        raise ValueError("weights do not fit the mixed layout: see allows_mixed")
-    return _int16_bytes(halves[:, :, [0, 2, 1, 3]])
+    return _int16_bytes(_halves(even, odd)[:, :, [0, 2, 1, 3]])
 
 
 def _wide(even: Int64, odd: Int64) -> Int8:
@@ -89,6 +116,11 @@ def _int16_bytes(values: Int64) -> Int8:
 
 
 _PAIR_LAYOUTS = {"plain": _plain, "mixed": _mixed, "wide": _wide}
+
+
+def dense_scratch_bytes(inputs: int) -> int:
+    """Scratch of dense_s8_dsp.c.j2: the expanded input."""
+    return (inputs + 3) // 4 * 8
 
 
 def conv_scratch_bytes(k4: int, patch_bytes: int, channels_out: int) -> int:

@@ -1,0 +1,130 @@
+"""What every operator of the integer stage states about itself, and what a kernel does.
+
+One operator is one file: its attributes, inference, integer reference, kernels and the rule by
+which it is read from a QDQ graph. Activations are [N, H, W, C] or of any rank, int8, batch 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType
+from tinyq.target import Core
+
+Refusal = str
+"""Why a kernel cannot take a node: one clause, for the table of refusals."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedConstant:
+    """An array that a kernel reads from flash.
+
+    ``suffix`` names it within the layer (``weights``). ``c_type`` is the C element type; for a
+    struct type the last axis of ``array`` holds the members in order. ``alignment`` in bytes.
+    """
+
+    suffix: str
+    array: AnyArray
+    c_type: str
+    alignment: int = 4
+
+
+@dataclass(frozen=True, eq=False)
+class KernelCall:
+    """A kernel made ready for one node: all that code generation and planning need.
+
+    The template renders one C function called ``fn`` from ``params`` (reachable as ``p``). It is
+    called with the node's non-constant inputs, its outputs, the ``constants`` in order, and, when
+    ``scratch_bytes`` is positive, a 16-byte aligned scratch pointer. Layers whose rendered text is
+    the same share the function. ``in_place`` lists the inputs (by index among the non-constant
+    ones) that the output may overlay exactly. ``alias`` marks a node that needs no code when its
+    output overlays its first input.
+    """
+
+    kernel: str
+    template: str
+    params: Any
+    constants: tuple[PackedConstant, ...] = ()
+    scratch_bytes: int = 0
+    instructions: int = 0
+    in_place: tuple[int, ...] = ()
+    alias: bool = False
+    includes: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def constant_bytes(self) -> int:
+        """Flash taken by the constants."""
+        return sum(int(c.array.nbytes) for c in self.constants)
+
+
+class Kernel(ABC):
+    """One way of computing an operator in C."""
+
+    name: ClassVar[str]
+    """``<op>_<dtype>[_<feature>]``; the C function is ``tinyq_<name>``."""
+
+    @abstractmethod
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """The call for ``node`` on ``core``, or the reason why this kernel cannot take it."""
+
+
+class Operator(ABC):
+    """An operator of the integer stage."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for `tinyq ops` and the README."""
+    onnx: ClassVar[tuple[str, ...]]
+    """ONNX operators that lower to this one, for the table of what is supported."""
+    kernels: tuple[Kernel, ...] = ()
+
+    @abstractmethod
+    def infer(self, node: Node) -> tuple[TensorType, ...]:
+        """Types of the outputs, from inputs and attributes (quantization is taken from the node).
+
+        Raises InvalidGraphError where operand types or attributes contradict each other.
+        """
+
+    @abstractmethod
+    def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
+        """Outputs for ``inputs`` (every present input, constants included), integers only.
+
+        This is the arbiter: the C and onnxruntime are compared with it.
+        """
+
+    def synthesize(self, node: Node) -> Any:
+        """Attributes with everything found that the integer arithmetic needs (as given)."""
+        return node.attrs
+
+    def macs(self, node: Node) -> int:
+        """Multiply-accumulates of one inference."""
+        return 0
+
+    def check(self, node: Node) -> None:
+        """Raise InvalidGraphError unless the node's outputs have the inferred types."""
+        for value, wanted in zip(node.outputs, self.infer(node), strict=True):
+            if value.type.shape != wanted.shape or value.type.dtype is not wanted.dtype:
+                raise InvalidGraphError(
+                    f"{node.op} '{node.name}': output is {value.type}, inferred {wanted}"
+                )
+
+
+@dataclass
+class Registry:
+    """Every operator of the integer stage, by name."""
+
+    operators: dict[str, Operator] = field(default_factory=dict)
+
+    def add(self, operator: Operator) -> Operator:
+        """Register one operator; the name must be new."""
+        if operator.name in self.operators:
+            raise ValueError(f"operator {operator.name} is registered twice")
+        self.operators[operator.name] = operator
+        return operator
+
+    def __getitem__(self, name: str) -> Operator:
+        return self.operators[name]
+

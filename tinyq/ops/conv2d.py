@@ -1,0 +1,218 @@
+"""Convolution, 1-D and 2-D, grouped and depthwise, over NHWC activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
+from tinyq.ops import linear
+from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
+from tinyq.ops.linear import LinearOracle
+from tinyq.ops.lowering import Emitter, Island
+from tinyq.ops.params import Conv2dParams, RequantParams
+from tinyq.ops.windows import onnx_window
+from tinyq.quant import Requant, apply
+from tinyq.target import Core
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2dAttrs:
+    """Attributes of ``conv2d``: input [1, H, W, I], weights OHWI [O, kh, kw, I / groups].
+
+    pads: top, left, bottom, right; padded taps read ``x_zero_point``. oracle and scale say what the
+    requantization must equal; ``requant`` is set once it is synthesised.
+    """
+
+    stride_hw: tuple[int, int]
+    dilation_hw: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    groups: int
+    x_zero_point: int
+    oracle: LinearOracle
+    scale: npt.NDArray[np.float64]
+    requant: Requant | None = None
+
+    def __str__(self) -> str:
+        return f"stride={self.stride_hw} pads={self.pads} groups={self.groups}"
+
+
+class Conv2d(Operator):
+    """The operator ``conv2d``."""
+
+    name: ClassVar[str] = "conv2d"
+    summary: ClassVar[str] = (
+        "Convolution 1-D and 2-D: any kernel, stride, dilation, padding, groups; depthwise"
+    )
+    onnx: ClassVar[tuple[str, ...]] = ("Conv", "QLinearConv")
+
+    def infer(self, node: Node) -> tuple[TensorType, ...]:
+        """[1, OH, OW, O] int8."""
+        x, w, a = node.input(0).type.shape, node.input(1).type.shape, _attrs(node)
+        if len(x) != 4 or len(w) != 4 or w[3] * a.groups != x[3] or w[0] % a.groups:
+            raise InvalidGraphError(f"conv2d '{node.name}': input {x} and weights {w}")
+        size = [
+            (x[k] + a.pads[k - 1] + a.pads[k + 1] - a.dilation_hw[k - 1] * (w[k] - 1) - 1)
+            // a.stride_hw[k - 1]
+            + 1
+            for k in (1, 2)
+        ]
+        return (TensorType((x[0], *size, w[0]), DType.INT8, node.output.type.quant),)
+
+    def accumulate(self, node: Node, x: AnyArray) -> npt.NDArray[np.int64]:
+        """Raw accumulators int64 [N, OH, OW, O]: sums of x * w without any zero point."""
+        a, w = _attrs(node), node.input(1).array.astype(np.int64)
+        top, left, bottom, right = a.pads
+        padded = np.pad(
+            x.astype(np.int64),
+            ((0, 0), (top, bottom), (left, right), (0, 0)),
+            constant_values=a.x_zero_point,
+        )
+        out_h, out_w = node.output.type.shape[1:3]
+        group_in, group_out = w.shape[3], w.shape[0] // a.groups
+        # Sums of products of 8- and 16-bit integers below 2^53 are exact in float64 BLAS.
+        total = np.zeros((len(x), out_h, out_w, a.groups, group_out))
+        weights = w.reshape(a.groups, group_out, *w.shape[1:]).astype(np.float64)
+        for ky in range(w.shape[1]):
+            for kx in range(w.shape[2]):
+                y0, x0 = ky * a.dilation_hw[0], kx * a.dilation_hw[1]
+                window = padded[
+                    :,
+                    y0 : y0 + (out_h - 1) * a.stride_hw[0] + 1 : a.stride_hw[0],
+                    x0 : x0 + (out_w - 1) * a.stride_hw[1] + 1 : a.stride_hw[1],
+                ].reshape(len(x), out_h, out_w, a.groups, group_in)
+                taps = weights[:, :, ky, kx, :]
+                if group_in == 1:
+                    total += window.astype(np.float64) * taps[:, :, 0]
+                else:
+                    moved = window.astype(np.float64).transpose(3, 0, 1, 2, 4)
+                    flat = moved.reshape(a.groups, -1, group_in) @ taps.transpose(0, 2, 1)
+                    shape = (a.groups, len(x), out_h, out_w, group_out)
+                    total += flat.reshape(shape).transpose(1, 2, 3, 0, 4)
+        return total.reshape(len(x), out_h, out_w, w.shape[0]).astype(np.int64)
+
+    def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
+        """Accumulate, then requantize."""
+        return (apply(linear.requant_of(node), self.accumulate(node, inputs[0])),)
+
+    def synthesize(self, node: Node) -> Conv2dAttrs:
+        """Attributes with the requantization found."""
+        a, weights = _attrs(node), node.input(1).array.astype(np.int64)
+        return replace(a, requant=linear.requantize(weights, a.oracle, a.scale))
+
+    def macs(self, node: Node) -> int:
+        """One a tap and output element."""
+        w = node.input(1).type.shape
+        return node.output.type.elements * w[1] * w[2] * w[3]
+
+
+def _attrs(node: Node) -> Conv2dAttrs:
+    attrs = node.attrs
+    if not isinstance(attrs, Conv2dAttrs):
+        raise InvalidGraphError(f"'{node.name}' has no Conv2dAttrs")
+    return attrs
+
+
+def lower_conv(emitter: Emitter, island: Island, node: Node) -> Value | None:
+    """Conv of the QDQ graph: NCHW or NCW activations, OIHW weights."""
+    x = island.sources.get(node.input(0))
+    if x is None:
+        emitter.refuse("TQ202", node, f"its input '{node.input(0).name}' is not quantized")
+        return None
+    found = linear.weights_of(emitter, island, node, node.input(1))
+    if found is None:
+        return None
+    rank = len(x.value.type.shape)
+    if rank not in (3, 4):
+        emitter.refuse("TQ203", node, f"{rank - 2} spatial dimensions", "1 and 2 are supported.")
+        return None
+    scales = linear.per_output(found, 0, found.integers.shape[0])
+    if scales is None:
+        emitter.refuse("TQ204", node, "weight scales vary along an axis other than the output's")
+        return None
+    reader = linear.read_epilogue(emitter, island, node, 1, node.optional_input(2))
+    if reader is None:
+        return None
+    weights = found.centred()
+    if rank == 3:
+        weights = weights[:, :, None, :]
+    made = linear.make_linear(island, reader, x, weights.transpose(0, 2, 3, 1), scales)
+    stored = linear.storable(made.weights)
+    if stored is None or not linear.fits_accumulator(made.weights):
+        emitter.refuse("TQ205", node, "the sum of |weights| times 128 exceeds 2^31 - 1")
+        return None
+    window = onnx_window(node, x.value.type.shape[2:], found.integers.shape[2:])
+    attrs = Conv2dAttrs(
+        window.stride_hw,
+        window.dilation_hw,
+        window.pads,
+        int(node.attrs.get("group", 1)),
+        x.quant.zero_point,
+        made.oracle,
+        made.scale,
+    )
+    return _emit(emitter, island, x.value, stored, attrs)
+
+
+def _emit(
+    emitter: Emitter, island: Island, x: Value, weights: AnyArray, attrs: Conv2dAttrs
+) -> Value:
+    from tinyq.ops.layout import from_nhwc, to_nhwc
+
+    name = island.name
+    nhwc = to_nhwc(emitter, name, x)
+    w = emitter.constant(f"{name}:weights", weights)
+    shape = island.output_shape
+    out_shape = (shape[0], *((1,) if len(shape) == 3 else ()), *shape[2:], shape[1])
+    y = emitter.emit("conv2d", name, (nhwc, w), island.output_type.with_shape(out_shape), attrs)
+    return from_nhwc(emitter, name, y, shape)
+
+
+class Conv2dS8(Kernel):
+    """Portable C for every convolution on every core."""
+
+    name: ClassVar[str] = "conv2d_s8"
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """Always possible."""
+        params = conv2d_params(node)
+        # Measured on cortex-m4: about 9 instructions a tap and 40 an output.
+        taps = Conv2d().macs(node)
+        return KernelCall(
+            self.name,
+            "ops/conv2d_s8.c.j2",
+            params,
+            (weights_constant(node), *linear.requant_constants(linear.requant_of(node))),
+            instructions=9 * taps + 40 * node.output.type.elements,
+            reason="portable",
+        )
+
+
+def conv2d_params(node: Node) -> Conv2dParams:
+    """Shape and requantization as the templates of convolutions take them."""
+    a, requant = _attrs(node), linear.requant_of(node)
+    x, w, y = node.input(0).type.shape, node.input(1).type.shape, node.output.type.shape
+    return Conv2dParams(
+        in_h=x[1], in_w=x[2], in_c=x[3],
+        out_h=y[1], out_w=y[2], out_c=y[3],
+        kernel_h=w[1], kernel_w=w[2],
+        stride_h=a.stride_hw[0], stride_w=a.stride_hw[1],
+        dilation_h=a.dilation_hw[0], dilation_w=a.dilation_hw[1],
+        pad_top=a.pads[0], pad_left=a.pads[1],
+        groups=a.groups,
+        x_zero_point=a.x_zero_point,
+        weight_type=f"{node.input(1).type.dtype.value}_t",
+        requant=RequantParams.of(requant),
+    )  # fmt: skip
+
+
+def weights_constant(node: Node) -> PackedConstant:
+    """The weights as the graph holds them."""
+    array = node.input(1).array
+    return PackedConstant("weights", array, f"{array.dtype}_t")
+
+
+Conv2d.kernels = (Conv2dS8(),)

@@ -1,0 +1,149 @@
+"""Dense (fully connected) layers: every output is a weighted sum of every input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
+from tinyq.ops import linear
+from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
+from tinyq.ops.linear import LinearOracle
+from tinyq.ops.lowering import Emitter, Island
+from tinyq.ops.params import DenseParams, RequantParams
+from tinyq.quant import Requant, apply
+from tinyq.target import Core
+
+
+@dataclass(frozen=True, eq=False)
+class DenseAttrs:
+    """Attributes of ``dense``: input [..., I], weights [O, I], output [..., O].
+
+    oracle and scale say what the requantization must equal; ``requant`` is set once synthesised.
+    """
+
+    oracle: LinearOracle
+    scale: npt.NDArray[np.float64]
+    requant: Requant | None = None
+
+    def __str__(self) -> str:
+        return ""
+
+
+class Dense(Operator):
+    """The operator ``dense``."""
+
+    name: ClassVar[str] = "dense"
+    summary: ClassVar[str] = "Dense layer (fully connected), with any number of leading axes"
+    onnx: ClassVar[tuple[str, ...]] = ("Gemm", "MatMul", "QGemm", "QLinearMatMul")
+
+    def infer(self, node: Node) -> tuple[TensorType, ...]:
+        """[..., O] int8."""
+        x, w = node.input(0).type.shape, node.input(1).type.shape
+        if len(w) != 2 or x[-1] != w[1]:
+            raise InvalidGraphError(f"dense '{node.name}': input {x} and weights {w}")
+        return (TensorType((*x[:-1], w[0]), DType.INT8, node.output.type.quant),)
+
+    def accumulate(self, node: Node, x: AnyArray) -> npt.NDArray[np.int64]:
+        """Raw accumulators int64 [..., O]: sums of x * w without any zero point."""
+        weights = node.input(1).array.astype(np.float64)
+        # Sums of products of 8- and 16-bit integers below 2^53 are exact in float64 BLAS.
+        return (x.astype(np.float64) @ weights.T).astype(np.int64)
+
+    def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
+        """Accumulate, then requantize."""
+        return (apply(linear.requant_of(node), self.accumulate(node, inputs[0])),)
+
+    def synthesize(self, node: Node) -> DenseAttrs:
+        """Attributes with the requantization found."""
+        a, weights = _attrs(node), node.input(1).array.astype(np.int64)
+        return replace(a, requant=linear.requantize(weights, a.oracle, a.scale))
+
+    def macs(self, node: Node) -> int:
+        """One a weight and row."""
+        return node.output.type.elements * node.input(1).type.shape[1]
+
+
+def _attrs(node: Node) -> DenseAttrs:
+    attrs = node.attrs
+    if not isinstance(attrs, DenseAttrs):
+        raise InvalidGraphError(f"'{node.name}' has no DenseAttrs")
+    return attrs
+
+
+def lower_dense(emitter: Emitter, island: Island, node: Node) -> Value | None:
+    """Gemm, or MatMul whose second operand is constant."""
+    x = island.sources.get(node.input(0))
+    if x is None:
+        emitter.refuse("TQ202", node, f"its input '{node.input(0).name}' is not quantized")
+        return None
+    found = linear.weights_of(emitter, island, node, node.input(1))
+    if found is None:
+        return None
+    if found.integers.ndim != 2 or node.attrs.get("transA", 0):
+        emitter.refuse("TQ203", node, "weights of more than 2 axes, or transA=1")
+        return None
+    transposed = bool(node.attrs.get("transB", 0))
+    out_axis = 0 if transposed else 1
+    scales = linear.per_output(found, out_axis, found.integers.shape[out_axis])
+    if scales is None:
+        emitter.refuse("TQ204", node, "weight scales vary along an axis other than the output's")
+        return None
+    alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+    if beta != 1.0:
+        emitter.refuse("TQ203", node, f"beta={beta:g}", "Multiply the bias instead.")
+        return None
+    rank = len(node.output.type.shape)
+    reader = linear.read_epilogue(emitter, island, node, rank - 1, node.optional_input(2))
+    if reader is None:
+        return None
+    weights = found.centred() if transposed else found.centred().T
+    made = linear.make_linear(island, reader, x, weights, np.float32(alpha) * scales)
+    stored = linear.storable(made.weights)
+    if stored is None or not linear.fits_accumulator(made.weights):
+        emitter.refuse("TQ205", node, "the sum of |weights| times 128 exceeds 2^31 - 1")
+        return None
+    w = emitter.constant(f"{island.name}:weights", stored)
+    attrs = DenseAttrs(made.oracle, made.scale)
+    return emitter.emit("dense", island.name, (x.value, w), island.output_type, attrs)
+
+
+class DenseS8(Kernel):
+    """Portable C for every dense layer on every core."""
+
+    name: ClassVar[str] = "dense_s8"
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """Always possible."""
+        weights = node.input(1).array
+        # Measured on cortex-m4: about 6 instructions a weight and 25 an output.
+        cost = 6 * Dense().macs(node) + 25 * node.output.type.elements
+        return KernelCall(
+            self.name,
+            "ops/dense_s8.c.j2",
+            dense_params(node),
+            (
+                PackedConstant("weights", weights, f"{weights.dtype}_t"),
+                *linear.requant_constants(linear.requant_of(node)),
+            ),
+            instructions=cost,
+            reason="portable",
+        )
+
+
+def dense_params(node: Node) -> DenseParams:
+    """Shape and requantization as the templates of dense layers take them."""
+    out_features, in_features = node.input(1).type.shape
+    return DenseParams(
+        rows=node.output.type.elements // out_features,
+        in_features=in_features,
+        out_features=out_features,
+        weight_type=f"{node.input(1).type.dtype.value}_t",
+        requant=RequantParams.of(linear.requant_of(node)),
+    )
+
+
+Dense.kernels = (DenseS8(),)

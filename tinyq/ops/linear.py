@@ -1,0 +1,286 @@
+"""What convolution and dense layers share: weights, biases, epilogues and their requantization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyq.ir import InvalidGraphError, Node, Value
+from tinyq.ops.base import PackedConstant
+from tinyq.ops.lowering import (
+    ACTIVATION_HIGH,
+    ACTIVATION_LOW,
+    Emitter,
+    Island,
+    QuantizedConstant,
+    Source,
+)
+from tinyq.quant import (
+    OrtLinear,
+    OrtMatMulFloatBias,
+    Requant,
+    accumulator_bounds,
+    build_staircase,
+    clamp_levels,
+    ort_bias,
+    ort_scale,
+    synthesize,
+)
+
+LinearOracle = OrtLinear | OrtMatMulFloatBias
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+_CLAMPS = frozenset({"Relu", "Clip"})
+_ACCUMULATOR_LIMIT = 2**31 - 1
+
+
+def weights_of(
+    emitter: Emitter, island: Island, node: Node, value: Value
+) -> QuantizedConstant | None:
+    """The quantized weights, or None after refusing ``node``."""
+    found = island.constants.get(value)
+    if found is None:
+        emitter.refuse(
+            "TQ202",
+            node,
+            f"the weights '{value.name}' are not quantized",
+            "Quantize the weights too: a DequantizeLinear of integer constants must feed them.",
+        )
+        return None
+    return found
+
+
+def per_output(constant: QuantizedConstant, axis: int, channels: int) -> Float32 | None:
+    """Scales float32 [channels] when they vary along ``axis`` at most, else None."""
+    scales = constant.quant.scale_array()
+    if scales.size == 1:
+        return np.full(channels, scales[0], np.float32)
+    if constant.quant.axis is None or constant.quant.axis % constant.integers.ndim != axis:
+        return None
+    return scales
+
+
+def storable(centred: Int64) -> npt.NDArray[np.int8] | npt.NDArray[np.int16] | None:
+    """Weights in the narrowest type that holds them; None when even int16 does not."""
+    low, high = int(centred.min(initial=0)), int(centred.max(initial=0))
+    if low >= -128 and high <= 127:
+        return centred.astype(np.int8)
+    if low >= -32768 and high <= 32767:
+        return centred.astype(np.int16)
+    return None
+
+
+class EpilogueReader:
+    """Follows an island from the linear operator to the quantizer."""
+
+    def __init__(self, emitter: Emitter, island: Island, core: Node, channel_axis: int) -> None:
+        self.emitter = emitter
+        self.island = island
+        self.core = core
+        self.axis = channel_axis
+        self.channels = core.output.type.shape[channel_axis]
+        self.gain = np.ones(self.channels, np.float32)
+        self.bias = np.zeros(self.channels, np.float32)
+        self.bias_constant: QuantizedConstant | None = None
+        self.low, self.high = -np.inf, np.inf
+
+    def add_bias(self, value: Value, operand: bool = False) -> bool:
+        """Take a bias; False when it does not broadcast over channels.
+
+        ``operand``: it is the linear operator's own bias [channels], not a later Add's.
+        """
+        real = self.island.constant_real(value)
+        if operand and real is not None:
+            real = np.broadcast_to(real, (self.channels,)) if real.size == 1 else real.reshape(-1)
+            vector = real if real.size == self.channels else None
+        else:
+            vector = None if real is None else self._vector(real)
+        if vector is None:
+            return False
+        first = not self.bias.any() and bool(np.all(self.gain == 1))
+        # After a second bias, what was an integer on the accumulator's grid is so no more.
+        self.bias_constant = self.island.constants.get(value) if first else None
+        self.bias = (self.bias + vector).astype(np.float32)
+        return True
+
+    def follow(self) -> bool:
+        """Read every node after the core; False after a refusal."""
+        value = self.core.output
+        while (node := self.island.consumer(value)) is not None:
+            if not self._take(node, value):
+                return False
+            value = node.output
+        return True
+
+    def _take(self, node: Node, value: Value) -> bool:
+        if node.op in _CLAMPS:
+            self._clamp(node)
+            return True
+        if node.op == "Add" and np.isinf(self.low) and np.isinf(self.high):
+            other = node.input(1) if node.input(0) is value else node.input(0)
+            if self.add_bias(other):
+                return True
+        if node.op == "BatchNormalization" and np.isinf(self.low) and np.isinf(self.high):
+            return self._batch_norm(node)
+        if node.op == "Mul" and np.isinf(self.low) and np.isinf(self.high):
+            other = node.input(1) if node.input(0) is value else node.input(0)
+            real = self.island.constant_real(other)
+            vector = None if real is None else self._vector(real)
+            if vector is not None:
+                self._scale(vector)
+                return True
+        self.emitter.refuse(
+            "TQ202",
+            node,
+            f"its input '{value.name}' comes from {self.core.op} '{self.core.name}' in float",
+            "Quantize the tensor between the two operators.",
+        )
+        return False
+
+    def _clamp(self, node: Node) -> None:
+        low, high = 0.0, np.inf
+        if node.op == "Clip":
+            bounds = [node.optional_input(k) for k in (1, 2)]
+            reals = [None if b is None else self.island.constant_real(b) for b in bounds]
+            low = -np.inf if reals[0] is None else float(reals[0].reshape(-1)[0])
+            high = np.inf if reals[1] is None else float(reals[1].reshape(-1)[0])
+        self.low, self.high = max(self.low, low), min(max(self.high, low), high)
+
+    def _batch_norm(self, node: Node) -> bool:
+        reals = [self.island.constant_real(node.input(k)) for k in range(1, 5)]
+        if any(r is None for r in reals):
+            self.emitter.refuse("TQ203", node, "its parameters are not constants")
+            return False
+        gamma, beta, mean, variance = (np.asarray(r, np.float64) for r in reals)
+        gain = gamma / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+        self._scale(gain.astype(np.float32))
+        self.bias = (self.bias + (beta - mean * gain)).astype(np.float32)
+        return True
+
+    def _scale(self, vector: Float32) -> None:
+        self.gain = (self.gain * vector).astype(np.float32)
+        self.bias = (self.bias * vector).astype(np.float32)
+        self.bias_constant = None
+
+    def _vector(self, real: Float32) -> Float32 | None:
+        if real.size == 1:
+            return np.full(self.channels, real.reshape(-1)[0], np.float32)
+        rank = len(self.core.output.type.shape)
+        shape = (1,) * (rank - real.ndim) + real.shape
+        if len(shape) != rank or shape[self.axis] != real.size or real.size != self.channels:
+            return None
+        return real.reshape(-1)
+
+
+def read_epilogue(
+    emitter: Emitter, island: Island, core: Node, channel_axis: int, bias: Value | None
+) -> EpilogueReader | None:
+    """The epilogue of ``core``, or None after a refusal."""
+    reader = EpilogueReader(emitter, island, core, channel_axis)
+    if bias is not None and not reader.add_bias(bias, operand=True):
+        emitter.refuse("TQ203", core, f"the bias '{bias.name}' is not one constant a channel")
+        return None
+    return reader if reader.follow() else None
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear operator ready to emit.
+
+    weights: centred integers [C, ...], int64. oracle: maps raw accumulators to outputs.
+    scale: float64[C], output units per accumulator. qmin, qmax: the output's range.
+    """
+
+    weights: Int64
+    oracle: LinearOracle
+    scale: npt.NDArray[np.float64]
+    qmin: int
+    qmax: int
+
+
+def make_linear(
+    island: Island, reader: EpilogueReader, x: Source, weights: Int64, w_scale: Float32
+) -> Linear:
+    """Join weights [C, ...], their scales [C] and the epilogue to a :class:`Linear`.
+
+    A channel of negative gain has its weights negated; one of zero gain has none left.
+    """
+    gain = reader.gain
+    sign = np.sign(gain).astype(np.int64)
+    weights = weights * sign.reshape(-1, *[1] * (weights.ndim - 1))
+    w_scale = np.where(gain == 0, w_scale, w_scale * np.abs(gain)).astype(np.float32)
+    y = island.quant
+    total = weights.reshape(len(weights), -1).sum(axis=1)
+    offset = -x.quant.zero_point * total
+    limits = clamp_levels(
+        reader.low, reader.high, y.scale, y.zero_point, island.qmin, island.qmax
+    )
+    bias = integer_bias(reader, x.quant.scale, w_scale)
+    oracle: LinearOracle
+    if bias is not None:
+        scale = ort_scale(x.quant.scale, w_scale, y.scale, len(weights))
+        oracle = OrtLinear(scale, bias, offset, y.zero_point, *limits)
+    else:
+        product = (np.float32(x.quant.scale) * w_scale).astype(np.float32)
+        oracle = OrtMatMulFloatBias(
+            product, reader.bias, offset, y.scale, y.zero_point, *limits
+        )
+    real = np.float64(x.quant.scale) * w_scale.astype(np.float64) / y.scale
+    return Linear(weights, oracle, real, *limits)
+
+
+def integer_bias(reader: EpilogueReader, x_scale: float, w_scale: Float32) -> Int64 | None:
+    """The bias in accumulator units, or None when it is not on the accumulator's grid.
+
+    It is when the model gives int32 with scale x_scale * w_scale. A float bias of a convolution is
+    rounded to that grid, as onnxruntime does.
+    """
+    if np.any(reader.gain != 1):
+        return None
+    if not reader.bias.any():
+        return np.zeros(reader.channels, np.int64)
+    constant = reader.bias_constant
+    if constant is None:
+        return ort_bias(reader.bias, x_scale, w_scale) if reader.core.op == "Conv" else None
+    wanted = np.float32(x_scale) * w_scale
+    given = np.broadcast_to(constant.quant.scale_array(), wanted.shape)
+    if not np.allclose(given, wanted, rtol=1e-5, atol=0.0):
+        return None
+    return np.broadcast_to(constant.centred().reshape(-1), (reader.channels,)).astype(np.int64)
+
+
+def fits_accumulator(weights: Int64) -> bool:
+    """Whether no partial sum of x * w, in any order, can leave int32 (weights [C, ...])."""
+    largest = np.abs(weights).reshape(len(weights), -1).sum(axis=1).max(initial=0)
+    return int(largest) * -ACTIVATION_LOW <= _ACCUMULATOR_LIMIT
+
+
+def requantize(weights: Int64, oracle: LinearOracle, scale: npt.NDArray[np.float64]) -> Requant:
+    """Synthesise the integer requantization over every accumulator that ``weights`` can reach."""
+    low, high = accumulator_bounds(
+        weights.reshape(len(weights), -1), ACTIVATION_LOW, ACTIVATION_HIGH
+    )
+    stair = build_staircase(oracle, low, high, oracle.qmin, oracle.qmax)
+    return synthesize(stair, scale)
+
+
+def requant_of(node: Node) -> Requant:
+    """The synthesised requantization of a linear node; InvalidGraphError before synthesis."""
+    requant = node.attrs.requant
+    if not isinstance(requant, Requant):
+        raise InvalidGraphError(f"'{node.name}' is not requantized yet")
+    return requant
+
+
+def requant_constants(requant: Requant) -> tuple[PackedConstant, ...]:
+    """Multiplier and addend of every channel, interleaved; then the shifts where they differ."""
+    pairs = np.stack([requant.multiplier, requant.addend], axis=1).astype(np.int32)
+    constants = (PackedConstant("requant", pairs, "tinyq_requant_t"),)
+    if isinstance(requant.post_shift, int):
+        return constants
+    shifts = requant.post_shift.astype(np.uint8)
+    return (*constants, PackedConstant("shifts", shifts, "uint8_t"))

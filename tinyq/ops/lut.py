@@ -1,0 +1,157 @@
+"""Any function of one int8 tensor, as a table of 256 entries (or one a channel)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
+from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
+from tinyq.ops.lowering import Emitter, Island
+from tinyq.ops.params import LutParams
+from tinyq.target import Core
+
+UNARY = (
+    "Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid", "Elu",
+    "Gelu", "Erf", "Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Softplus", "Softsign",
+    "Selu", "Celu", "Mish", "ThresholdedRelu", "Floor", "Ceil", "Round", "Sign", "Pow",
+    "Add", "Sub", "Mul", "Div", "Max", "Min", "Cast",
+    "Sin", "Cos", "Atan", "BatchNormalization", "Swish",
+)  # fmt: skip
+"""ONNX operators that are elementwise: with one activation operand, they become a table."""
+
+
+@dataclass(frozen=True)
+class LutAttrs:
+    """Attributes of ``lut``: the table is input 1, int8 [channels, 256].
+
+    Entry k of a row is the output for the input whose bits, as uint8, are k. ``axis`` is the axis
+    of the channels; one row serves the whole tensor.
+    """
+
+    axis: int = -1
+
+
+class Lut(Operator):
+    """The operator ``lut``."""
+
+    name: ClassVar[str] = "lut"
+    summary: ClassVar[str] = "Any elementwise function of one tensor: a table of 256 bytes, exact"
+    onnx: ClassVar[tuple[str, ...]] = (
+        *UNARY, "QLinearSigmoid", "QLinearLeakyRelu", "QuantizeLinear", "DequantizeLinear",
+    )  # fmt: skip
+
+    def infer(self, node: Node) -> tuple[TensorType, ...]:
+        """The input's shape, the table's type."""
+        x, table = node.input(0).type, node.input(1).type
+        channels = table.shape[0]
+        if table.shape[1:] != (256,) or channels not in (1, x.shape[_axis(node)] if x.shape else 1):
+            raise InvalidGraphError(f"lut '{node.name}': table {table} for input {x}")
+        return (TensorType(x.shape, table.dtype, node.output.type.quant),)
+
+    def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
+        """Look every element up."""
+        x, table = inputs[0], inputs[1]
+        index = x.view(np.uint8).astype(np.intp)
+        if len(table) == 1:
+            return (table[0][index],)
+        shape = [1] * x.ndim
+        shape[_axis(node)] = -1
+        rows = np.arange(len(table)).reshape(shape)
+        return (table[rows, index],)
+
+
+def _axis(node: Node) -> int:
+    if not isinstance(node.attrs, LutAttrs):
+        raise InvalidGraphError(f"'{node.name}' has no LutAttrs")
+    return node.attrs.axis
+
+
+def all_codes() -> npt.NDArray[np.int8]:
+    """The 256 int8 values in the order of a table: 0, 1, ..., 127, -128, ..., -1."""
+    return np.arange(256).astype(np.uint8).view(np.int8)
+
+
+def lower_unary(emitter: Emitter, island: Island, node: Node) -> Value | None:
+    """An island that reads one activation elementwise: its table is computed by the oracle."""
+    (float_value, source), *_ = island.sources.items()
+    rank = len(island.output_shape)
+    varying = _varying_axes(island, rank)
+    if len(varying) > 1 or source.value.type.shape != island.output_shape:
+        emitter.refuse(
+            "TQ203", node, f"'{float_value.name}' meets a constant that varies along several axes",
+            "Quantize the constant too (QuantizeLinear and DequantizeLinear).",
+        )  # fmt: skip
+        return None
+    axis = varying[0] if varying else rank - 1
+    shape = [1] * (rank + 1)
+    shape[0] = 256
+    codes = np.broadcast_to(all_codes().reshape(shape), (256, *_evaluated(island, varying)))
+    outputs = np.asarray(island_outputs(emitter, island, codes)).reshape(256, -1)
+    table = np.ascontiguousarray(outputs.T)
+    if (table == table[0]).all():
+        table = table[:1]
+    name = island.name
+    constant = emitter.constant(f"{name}:table", table)
+    attrs = LutAttrs(axis if len(table) > 1 else max(rank - 1, 0))
+    return emitter.emit("lut", name, (source.value, constant), island.output_type, attrs)
+
+
+def island_outputs(emitter: Emitter, island: Island, codes: AnyArray) -> AnyArray:
+    """What the oracle gives for one source."""
+    return emitter.evaluate(island, [codes], True)
+
+
+def _varying_axes(island: Island, rank: int) -> list[int]:
+    axes = set()
+    for node in island.nodes:
+        for value in node.present_inputs:
+            if island.is_constant(value):
+                shape = value.type.shape
+                if node.op == "BatchNormalization" and len(shape) == 1:
+                    axes |= {1} if shape[0] > 1 else set()
+                    continue
+                axes |= {rank - len(shape) + k for k, size in enumerate(shape) if size > 1}
+    return sorted(axes)
+
+
+def _evaluated(island: Island, varying: list[int]) -> tuple[int, ...]:
+    return tuple(
+        size if axis in varying else 1 for axis, size in enumerate(island.output_shape)
+    )
+
+
+class LutS8(Kernel):
+    """Portable C: one load a byte."""
+
+    name: ClassVar[str] = "lut_s8"
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """Possible when the channels are the last axis."""
+        table, x = node.input(1).array, node.input(0).type
+        rank = len(x.shape)
+        if len(table) > 1 and _axis(node) % rank != rank - 1:
+            return "the channels are not the last axis"
+        params = LutParams(
+            x.elements, len(table), f"{x.dtype.value}_t", f"{node.output.type.dtype.value}_t"
+        )
+        return KernelCall(
+            self.name,
+            "ops/lut_s8.c.j2",
+            params,
+            (PackedConstant("table", table, f"{table.dtype}_t"),),
+            instructions=5 * x.elements,
+            in_place=(0,),
+            reason="portable",
+        )
+
+
+def type_of_table(table: AnyArray) -> DType:
+    """Element type of a table."""
+    return DType.of(table)
+
+
+Lut.kernels = (LutS8(),)
