@@ -116,7 +116,8 @@ def _measure(
     functions = disassemble(alone, toolchain)
     if not allow_float:
         require_integer_only(alone, info, functions, mve=core.mve)
-    graph = read_callgraph((path.with_suffix(".ci") for path in objects), functions)
+    addresses = {symbol.name: symbol.address for symbol in info.symbols}
+    graph = read_callgraph((path.with_suffix(".ci") for path in objects), functions, addresses)
     return Footprint(
         code_bytes=info.code_bytes,
         constant_bytes=info.constant_bytes + info.data_bytes,

@@ -6,10 +6,12 @@ every call. Library routines have none; their frames and calls are read from the
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from tinyq.build.elf import Instruction
 
@@ -19,7 +21,11 @@ _BYTES = re.compile(r"(\d+) bytes \((\w+)")
 _INDIRECT = "__indirect_call"
 _TARGET = re.compile(r"<([^>+]+)>")
 _SUB_SP = re.compile(r"^sp(?:, sp)?, #(\d+)")
-_CALLS = ("bl", "b", "b.n", "b.w", "cbz", "cbnz")
+_PUSH_BY_STORE = re.compile(r"\[sp, #-(\d+)\]!")
+_CONDITIONS = ("eq", "ne", "cs", "cc", "mi", "pl", "vs", "vc", "hi", "ls", "ge", "lt", "gt", "le")
+_BRANCHES = frozenset(("b", "cbz", "cbnz", *(f"b{condition}" for condition in _CONDITIONS)))
+_NO_ALIASES: Mapping[str, int] = MappingProxyType({})
+_PADDING = ("nop", "nop.w", "udf")
 
 
 class UnboundedStackError(ValueError):
@@ -60,9 +66,19 @@ class CallGraph:
         return known[function]
 
 
-def read_callgraph(ci_files: Iterable[Path], functions: dict[str, list[Instruction]]) -> CallGraph:
-    """Join the compiler's graphs; what they do not define comes from ``functions``."""
+def read_callgraph(
+    ci_files: Iterable[Path],
+    functions: dict[str, list[Instruction]],
+    aliases: Mapping[str, int] = _NO_ALIASES,
+) -> CallGraph:
+    """Join the compiler's graphs; what they do not define comes from ``functions``.
+
+    ``aliases`` gives the addresses of further names of those functions: the disassembly shows one
+    name where several symbols have the same address.
+    """
     graph = CallGraph()
+    names = {body[0].address: name for name, body in functions.items() if body}
+    behind = _next_labels(functions)
     for path in sorted(ci_files):
         _read_ci(path.read_text(encoding="utf-8"), graph)
     waiting = {callee for callees in graph.calls.values() for callee in callees}
@@ -70,10 +86,12 @@ def read_callgraph(ci_files: Iterable[Path], functions: dict[str, list[Instructi
         name = waiting.pop()
         if name in graph.frames or name == _INDIRECT:
             continue
-        body = functions.get(name)
-        if body is None:
+        label = name if name in functions else names.get(aliases.get(name, -1) & ~1, "")
+        if not functions.get(label):
             continue
-        graph.frames[name], graph.calls[name] = _from_code(name, body)
+        graph.frames[name], graph.calls[name] = _from_code(label, functions[label])
+        if not _leaves(functions[label]):
+            graph.calls[name] |= behind.get(label, set())
         waiting |= graph.calls[name]
     return graph
 
@@ -90,6 +108,20 @@ def _read_ci(text: str, graph: CallGraph) -> None:
             graph.calls.setdefault(edge[1], set()).add(edge[2])
 
 
+def _next_labels(functions: dict[str, list[Instruction]]) -> dict[str, set[str]]:
+    ordered = sorted((body[0].address, name) for name, body in functions.items() if body)
+    return {low[1]: {high[1]} for low, high in itertools.pairwise(ordered)}
+
+
+def _leaves(body: list[Instruction]) -> bool:
+    """Whether control cannot run past the last instruction, into the label behind."""
+    last = next((i for i in reversed(body) if i.mnemonic not in _PADDING), None)
+    if last is None:
+        return False
+    base = last.mnemonic.split(".")[0]
+    return base in ("bx", "b") or (base in ("pop", "ldmia", "ldr") and "pc" in last.operands)
+
+
 def _from_code(name: str, body: list[Instruction]) -> tuple[int, set[str]]:
     """Frame and callees of a library routine: the sum of all that it pushes is a safe bound."""
     frame = 0
@@ -101,13 +133,13 @@ def _from_code(name: str, body: list[Instruction]) -> tuple[int, set[str]]:
             frame += 4 * _register_count(operands)
         elif base == "vpush":
             frame += 8 * _register_count(operands)
-        elif base == "str" and re.search(r"\[sp, #-(\d+)\]!", operands):
-            frame += int(operands.rsplit("#-", 1)[1].split("]")[0])
+        elif moved := _PUSH_BY_STORE.search(operands):
+            frame += int(moved[1])
         elif base in ("sub", "subw") and (size := _SUB_SP.match(operands)):
             frame += int(size[1])
         elif base == "blx":
             calls.add(_INDIRECT)
-        elif base == "bl" or (base.startswith("b") and base not in ("bx", "bic", "bfi", "bfc")):
+        elif base == "bl" or base in _BRANCHES:
             target = _TARGET.search(operands)
             if target and target[1] != name and "+" not in operands.split("<")[-1]:
                 calls.add(target[1])
