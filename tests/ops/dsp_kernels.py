@@ -244,6 +244,63 @@ def add_conv(program: Program, case: Conv, rng: np.random.Generator) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Dense:
+    """A dense case: K inputs, O outputs."""
+
+    k: int
+    o: int
+    mode: packing.MatmulMode = "plain"
+    pre_shift: int = 0
+    qmin: int = -128
+    qmax: int = 127
+    unroll: int = 0
+    fixes: int = 0
+
+    @property
+    def macs(self) -> int:
+        return self.k * self.o
+
+    @property
+    def name(self) -> str:
+        return (
+            f"dense_{self.k}_{self.o}_{self.mode}_pre{self.pre_shift}_q{self.qmin}_{self.qmax}"
+            f"_u{self.unroll}_f{self.fixes}"
+        )
+
+
+def add_dense(program: Program, case: Dense, rng: np.random.Generator) -> None:
+    """Renders the case's functions and adds its data and call."""
+    x = rng.integers(-128, 128, case.k).astype(np.int8)
+    low = -127 if case.mode == "mixed" else -128
+    weight = rng.integers(low, 128, (case.o, case.k)).astype(np.int8)
+    acc = weight.astype(np.int64) @ x.astype(np.int64)
+    # One row of accumulators: draw the spread from their variety over the channels.
+    requant = draw_requant(
+        rng,
+        np.stack([acc, -acc]),
+        pre_shift=case.pre_shift,
+        qmin=case.qmin,
+        qmax=case.qmax,
+    )
+    fixes, expected = draw_fixes(acc, requant, case.fixes)
+    k4 = (case.k + 3) // 4 * 4
+    unroll = largest_unroll(k4 // 4, case.unroll or 16)
+    mv = f"mv_{k4}_{case.o}_{case.mode}_{requant.pre_shift}_{requant.post_shift}_{unroll}"
+    mv += f"_{case.qmin + 128}_{case.qmax}"
+    program.functions[mv] = render(
+        "ops/matvec_s8_dsp.c.j2", fn=mv, k4=k4, o=case.o, mode=case.mode,
+        pre_shift=requant.pre_shift, post_shift=requant.post_shift, qmin=case.qmin,
+        qmax=case.qmax, unroll=unroll,
+    )  # fmt: skip
+    fn = f"dense_{len(program.names)}"
+    program.functions[fn] = render("ops/dense_s8_dsp.c.j2", fn=fn, mv=mv, k=case.k, fixes=fixes)
+    program.case(
+        case.name, fn, x, packing.pack_matvec(weight, case.mode), requant, expected,
+        packing.dense_scratch_bytes(case.k),
+    )  # fmt: skip
+
+
 _PRELUDE = r"""
 #define ALIGNED __attribute__((aligned(16)))
 #ifdef __arm__
