@@ -49,6 +49,7 @@ class KernelCall:
     constants: tuple[PackedConstant, ...] = ()
     scratch_bytes: int = 0
     instructions: int = 0
+    code_bytes: int = 0
     in_place: tuple[int, ...] = ()
     alias: bool = False
     includes: tuple[str, ...] = ()
@@ -58,6 +59,11 @@ class KernelCall:
     def constant_bytes(self) -> int:
         """Flash taken by the constants."""
         return sum(int(c.array.nbytes) for c in self.constants)
+
+    @property
+    def flash_bytes(self) -> int:
+        """Constants and the estimate of the function's code (``code_bytes``)."""
+        return self.constant_bytes + self.code_bytes
 
 
 class Kernel(ABC):

@@ -1,1 +1,6 @@
-"""Memory planning: lifetimes, placement and the proof that nothing overlaps."""
+"""Places every tensor in one arena."""
+
+from tinyq.plan.memory import ALIGNMENT, MemoryPlan, plan
+from tinyq.plan.verify import OverlapError, verify_plan
+
+__all__ = ["ALIGNMENT", "MemoryPlan", "OverlapError", "plan", "verify_plan"]

@@ -1,0 +1,119 @@
+"""Proof of a memory plan by executing it on tags instead of numbers.
+
+Every byte of the arena holds the tag of the tensor that was last written there. A layer may run
+only if all bytes of all its inputs still carry their tags. That shares nothing with the planner's
+lifetimes, so that a mistake there is found here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinyq.ir import Value
+from tinyq.select import Layer, Schedule
+
+if TYPE_CHECKING:
+    from tinyq.plan.memory import MemoryPlan
+
+_SCRATCH = -1
+_ALIGNMENT = 16
+
+
+class OverlapError(AssertionError):
+    """A memory plan destroys a tensor before its last use."""
+
+
+class _Arena:
+    def __init__(self, plan: MemoryPlan) -> None:
+        self.plan = plan
+        self.bytes = np.full(plan.arena_bytes, -2, np.int32)
+        self.tags: dict[Value, int] = {}
+
+    def range_of(self, value: Value) -> tuple[int, int]:
+        low = self.plan.offsets[value]
+        return self._checked(low, low + value.type.bytes, value.name)
+
+    def _checked(self, low: int, high: int, what: str) -> tuple[int, int]:
+        if low % _ALIGNMENT or low < 0 or high > len(self.bytes):
+            raise OverlapError(f"'{what}' lies at {low} to {high} in {len(self.bytes)} bytes")
+        return low, high
+
+    def write(self, value: Value) -> None:
+        low, high = self.range_of(value)
+        self.tags[value] = len(self.tags)
+        self.bytes[low:high] = self.tags[value]
+
+    def alias(self, value: Value, source: Value) -> None:
+        if self.range_of(value) != self.range_of(source):
+            raise OverlapError(f"'{value.name}' must lie where '{source.name}' lies")
+        self.tags[value] = self.tags[source]
+
+    def read(self, value: Value, reader: str) -> None:
+        low, high = self.range_of(value)
+        if np.any(self.bytes[low:high] != self.tags[value]):
+            raise OverlapError(f"{reader} reads '{value.name}', which has been overwritten")
+
+    def scribble(self, layer: Layer) -> None:
+        offset = self.plan.scratch[layer.index]
+        if layer.call.scratch_bytes:
+            if offset is None:
+                raise OverlapError(f"'{layer.node.name}' has no scratch memory")
+            high = offset + layer.call.scratch_bytes
+            low, high = self._checked(offset, high, f"scratch of {layer.node.name}")
+            self.bytes[low:high] = _SCRATCH
+
+
+def verify_plan(schedule: Schedule, plan: MemoryPlan) -> None:
+    """Raise OverlapError unless every layer finds its inputs and the outputs survive to the end."""
+    arena = _Arena(plan)
+    for value in schedule.graph.inputs:
+        arena.write(value)
+    for value in schedule.graph.inputs:
+        arena.read(value, "the start")
+    for layer in schedule.layers:
+        _run(layer, arena)
+    for value in schedule.graph.outputs:
+        if not value.is_constant:
+            arena.read(value, "the end")
+
+
+def _run(layer: Layer, arena: _Arena) -> None:
+    name = f"'{layer.node.name}'"
+    for value in layer.inputs:
+        arena.read(value, name)
+    if layer.call.alias:
+        arena.alias(layer.outputs[0], layer.inputs[0])
+        return
+    arena.scribble(layer)
+    kept = [v for k, v in enumerate(layer.inputs) if not _may_share(layer, k, arena)]
+    for value in layer.outputs:
+        arena.write(value)
+    # During the layer everything is live at once: operands, results and scratch.
+    for value in kept:
+        arena.read(value, name)
+    for value in layer.outputs:
+        arena.read(value, name)
+    _check_scratch(layer, arena)
+
+
+def _may_share(layer: Layer, index: int, arena: _Arena) -> bool:
+    """Whether the first output may overwrite this input: in place, at the same start."""
+    if index not in layer.call.in_place:
+        return False
+    low, high = arena.range_of(layer.inputs[index])
+    start, end = arena.range_of(layer.outputs[0])
+    return low == start and end <= high
+
+
+def _check_scratch(layer: Layer, arena: _Arena) -> None:
+    offset = arena.plan.scratch[layer.index]
+    if offset is None or not layer.call.scratch_bytes:
+        return
+    if np.any(arena.bytes[offset : offset + layer.call.scratch_bytes] != _SCRATCH):
+        raise OverlapError(f"scratch of '{layer.node.name}' overlaps one of its outputs")
+    for value in layer.inputs:
+        low, high = arena.range_of(value)
+        if low < offset + layer.call.scratch_bytes and offset < high:
+            raise OverlapError(f"scratch of '{layer.node.name}' overlaps its input '{value.name}'")

@@ -1,0 +1,69 @@
+"""A schedule: the kernel chosen for every node, and why the others were not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+from tinyq.ir import Graph, Node, Value
+from tinyq.ops.base import KernelCall
+from tinyq.target import Core
+
+
+class Goal(Enum):
+    """What selection minimises; the value is the option's spelling."""
+
+    SPEED = "speed"
+    SIZE = "size"
+    BALANCED = "balanced"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One kernel's answer for a node: a call, or the reason of its refusal.
+
+    ``cost`` is instructions (speed), bytes of flash (size), or the sum of both relative to the best
+    candidate's (balanced); meaningless for a refusal.
+    """
+
+    kernel: str
+    call: KernelCall | None
+    refusal: str = ""
+    cost: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A node with its chosen call; ``index`` is that of the profiling hook."""
+
+    index: int
+    node: Node
+    call: KernelCall
+    candidates: tuple[Candidate, ...]
+    macs: int
+
+    @cached_property
+    def inputs(self) -> tuple[Value, ...]:
+        """The run-time operands, in the order of the C function's arguments."""
+        return tuple(value for value in self.node.present_inputs if not value.is_constant)
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """What the layer computes."""
+        return self.node.outputs
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Every layer in order of execution, for one core and one goal."""
+
+    graph: Graph
+    core: Core
+    goal: Goal
+    layers: tuple[Layer, ...]
+
+    @property
+    def instructions(self) -> int:
+        """Estimated instructions of one inference."""
+        return sum(layer.call.instructions for layer in self.layers)

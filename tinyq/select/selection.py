@@ -1,0 +1,100 @@
+"""Selection: every kernel of a node's operator is asked, the cheapest one for the goal is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tinyq.errors import Diagnostic, TinyqError
+from tinyq.ir import Graph, Node
+from tinyq.ops.base import KernelCall, Operator
+from tinyq.select.schedule import Candidate, Goal, Layer, Schedule
+from tinyq.target import Core
+
+
+def select(
+    graph: Graph,
+    core: Core,
+    goal: Goal,
+    forced: Mapping[str, str] | None = None,
+    operators: Mapping[str, Operator] | None = None,
+) -> Schedule:
+    """Choose a kernel for every node of an integer graph.
+
+    ``forced`` maps a node's name to the name of the kernel it must use. ``operators`` replaces the
+    registry. Raises one TinyqError with a diagnostic for every node that cannot be served: TQ206
+    where all kernels refuse, TQ303 where a forced kernel is unknown or refuses.
+    """
+    table = _registered() if operators is None else operators
+    wanted = dict(forced or {})
+    layers: list[Layer] = []
+    problems = _unknown_nodes(graph, wanted)
+    for node in graph.nodes:
+        operator = table[node.op]
+        candidates = _with_costs([_ask(k.name, k.plan(node, core)) for k in operator.kernels], goal)
+        allowed = [c for c in candidates if wanted.get(node.name, c.kernel) == c.kernel]
+        accepted = [c for c in allowed if c.call is not None]
+        if not accepted:
+            problems.append(_refused(node, core, candidates, wanted.get(node.name)))
+            continue
+        best = min(accepted, key=lambda c: c.cost)
+        assert best.call is not None
+        layers.append(Layer(len(layers), node, best.call, candidates, operator.macs(node)))
+    if problems:
+        raise TinyqError(problems)
+    return Schedule(graph, core, goal, tuple(layers))
+
+
+def _registered() -> Mapping[str, Operator]:
+    from tinyq.ops import REGISTRY
+
+    return REGISTRY.operators
+
+
+def _ask(name: str, answer: KernelCall | str) -> Candidate:
+    if isinstance(answer, str):
+        return Candidate(name, None, answer)
+    return Candidate(name, answer)
+
+
+def _with_costs(candidates: list[Candidate], goal: Goal) -> tuple[Candidate, ...]:
+    calls = [c.call for c in candidates if c.call is not None]
+    if not calls:
+        return tuple(candidates)
+    fewest = max(1, min(call.instructions for call in calls))
+    smallest = max(1, min(call.flash_bytes for call in calls))
+
+    def cost(call: KernelCall) -> float:
+        if goal is Goal.SPEED:
+            return call.instructions
+        if goal is Goal.SIZE:
+            return call.flash_bytes
+        return call.instructions / fewest + call.flash_bytes / smallest
+
+    return tuple(c if c.call is None else replace(c, cost=cost(c.call)) for c in candidates)
+
+
+def _unknown_nodes(graph: Graph, forced: Mapping[str, str]) -> list[Diagnostic]:
+    known = {node.name for node in graph.nodes}
+    return [
+        Diagnostic("TQ303", f"a kernel is given for '{name}', which is no node of the network")
+        for name in sorted(set(forced) - known)
+    ]
+
+
+def _refused(
+    node: Node, core: Core, candidates: tuple[Candidate, ...], wanted: str | None
+) -> Diagnostic:
+    reasons = "; ".join(f"{c.kernel}: {c.refusal}" for c in candidates if c.call is None)
+    if wanted is not None:
+        names = ", ".join(c.kernel for c in candidates if c.call is not None) or "none"
+        found = next((c.refusal for c in candidates if c.kernel == wanted), "it does not exist")
+        return Diagnostic(
+            "TQ303",
+            f"kernel '{wanted}' cannot be used: {found}",
+            f"Kernels that accept this node on {core.target}: {names}",
+            node.name,
+            node.op,
+        )
+    found = f"no kernel for {core.target} ({reasons or 'the operator has none'})"
+    return Diagnostic("TQ206", found, node=node.name, operator=node.op)
