@@ -301,6 +301,39 @@ def add_dense(program: Program, case: Dense, rng: np.random.Generator) -> None:
     )  # fmt: skip
 
 
+def add_depthwise(program: Program, case: Conv, rng: np.random.Generator, variant: str) -> None:
+    """A depthwise case: ``case.groups == case.c``; ``variant`` as in depthwise_s8_dsp.c.j2."""
+    x = rng.integers(-128, 128, (case.h, case.w, case.c)).astype(np.int8)
+    weight = rng.integers(-128, 128, (case.o, *case.k, 1)).astype(np.int8)
+    acc = accumulate(x, weight, case)
+    requant = draw_requant(rng, acc, pre_shift=case.pre_shift, qmin=case.qmin, qmax=case.qmax)
+    fixes, expected = draw_fixes(acc, requant, case.fixes)
+    oh, ow = case.out_hw
+    shifts = {
+        "pre_shift": requant.pre_shift,
+        "post_shift": requant.post_shift,
+        "qmin": case.qmin,
+        "qmax": case.qmax,
+    }
+    core = f"p3_{len(program.names)}"
+    if variant == "plane3x3":
+        unroll = largest_unroll(max(ow // 2, 1), case.unroll or 6)
+        program.functions[core] = render(
+            "ops/plane3x3_s8_dsp.c.j2", fn=core, oh=oh, ow=ow, o=case.o, unroll=unroll, **shifts
+        )
+    fn = f"depthwise_{len(program.names)}"
+    program.functions[fn] = render(
+        "ops/depthwise_s8_dsp.c.j2", fn=fn, variant=variant, core=core, h=case.h, w=case.w,
+        c=case.c, oh=oh, ow=ow, multiplier=case.o // case.c, kh=case.k[0], kw=case.k[1],
+        sh=case.s[0], sw=case.s[1], dh=case.d[0], dw=case.d[1], pt=case.pads[0], pl=case.pads[1],
+        in_zp=case.zp, fixes=fixes, **shifts,
+    )  # fmt: skip
+    scratch = packing.depthwise_scratch_bytes((oh, ow), case.k, case.s, case.d)
+    program.case(
+        f"{variant}_{case.name}", fn, x, weight.ravel(), requant, expected, scratch, case.in_place
+    )
+
+
 _PRELUDE = r"""
 #define ALIGNED __attribute__((aligned(16)))
 #ifdef __arm__

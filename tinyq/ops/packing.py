@@ -123,6 +123,23 @@ def dense_scratch_bytes(inputs: int) -> int:
     return (inputs + 3) // 4 * 8
 
 
+def depthwise_plane_width(out_width: int, kernel: int, stride: int, dilation: int) -> int:
+    """Halfwords in a row of a depthwise plane: what the outputs read, one more, rounded up to even."""
+    return ((out_width - 1) * stride + (kernel - 1) * dilation + 4) // 2 * 2
+
+
+def depthwise_scratch_bytes(
+    out_hw: tuple[int, int],
+    kernel_hw: tuple[int, int],
+    stride_hw: tuple[int, int],
+    dilation_hw: tuple[int, int],
+) -> int:
+    """Scratch of depthwise_s8_dsp.c.j2: one padded plane of int16 and a word."""
+    rows = (out_hw[0] - 1) * stride_hw[0] + (kernel_hw[0] - 1) * dilation_hw[0] + 1
+    width = depthwise_plane_width(out_hw[1], kernel_hw[1], stride_hw[1], dilation_hw[1])
+    return rows * width * 2 + 4
+
+
 def conv_scratch_bytes(k4: int, patch_bytes: int, channels_out: int) -> int:
     """Scratch of conv_s8_dsp.c.j2: three int16 columns, then a patch or three rows of outputs."""
     side = max(patch_bytes, PIXELS_PER_BLOCK * channels_out)
