@@ -1,0 +1,159 @@
+"""From fake quantization to integers: the network that the exporter writes, still in PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, fx, nn
+
+from tinyq.errors import error
+from tinyq.learn.layers import IntegerConv2d, IntegerLinear, QuantConv2d, QuantLinear
+from tinyq.learn.prepare import act_quantizers, config_of
+from tinyq.learn.quantizers import ActQuantizer
+from tinyq.learn.trace import (
+    PASS_THROUGH,
+    module_of,
+    op_of,
+    operations,
+    register_module,
+    tensor_inputs,
+)
+
+register_module(IntegerConv2d, "conv")
+register_module(IntegerLinear, "linear")
+
+# Biases stay this far inside int32, so that an accumulator plus its bias does too.
+_BIAS_LIMIT = 2.0**30
+
+
+def convert(model: nn.Module) -> fx.GraphModule:
+    """Copy of a prepared network with integer weights, BatchNorm folded and ranges fixed; eval mode.
+
+    Its forward computes, in float32, what the exported file computes: biases are rounded to the
+    accumulator's grid. Raises TQ653 when a quantizer has no range yet, TQ654 for another network.
+    """
+    config = config_of(model)
+    _require_ranges(model)
+    made = copy.deepcopy(model).eval()
+    assert isinstance(made, fx.GraphModule)
+    _match_meta(made, model)
+    for quantizer in act_quantizers(made).values():
+        quantizer.observing = False
+    for node, op in operations(made):
+        if op.kind in ("conv", "linear") and isinstance(
+            module_of(made, node), QuantConv2d | QuantLinear
+        ):
+            _convert_layer(made, node)
+    made.graph.lint()
+    made.recompile()
+    made.meta["tinyq_config"] = config
+    made.meta["tinyq_converted"] = True
+    return made
+
+
+def is_converted(model: nn.Module) -> bool:
+    """Whether :func:`convert` made ``model``."""
+    return isinstance(model, fx.GraphModule) and bool(model.meta.get("tinyq_converted"))
+
+
+def _match_meta(made: fx.GraphModule, model: nn.Module) -> None:
+    """Shapes of the original's nodes: a copied graph may have lost them."""
+    assert isinstance(model, fx.GraphModule)
+    for new, old in zip(made.graph.nodes, model.graph.nodes, strict=True):
+        if "tensor_meta" in old.meta:
+            new.meta["tensor_meta"] = old.meta["tensor_meta"]
+
+
+def _require_ranges(model: nn.Module) -> None:
+    missing = [name for name, q in act_quantizers(model).items() if not bool(q.ready)]
+    if missing:
+        raise error("TQ653", f"{len(missing)} quantizers have seen no data, first {missing[0]}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise error("TQ653", f"{name} holds NaN or infinity")
+
+
+def input_quantizer(model: fx.GraphModule, node: fx.Node) -> ActQuantizer:
+    """Quantizer of the value that ``node`` reads first, seen through what only moves integers."""
+    source = tensor_inputs(node)[0]
+    while op_of(model, source).kind in PASS_THROUGH:
+        source = tensor_inputs(source)[0]
+    found = module_of(model, source)
+    if not isinstance(found, ActQuantizer):
+        raise ValueError(f"{node.name} reads {source.name}, which no quantizer follows")
+    return found
+
+
+@torch.no_grad()
+def _convert_layer(model: fx.GraphModule, node: fx.Node) -> None:
+    layer = module_of(model, node)
+    assert isinstance(layer, QuantConv2d | QuantLinear)
+    weight, step = _widen(*layer.weight_quantizer.integers(layer.weight))
+    bias = torch.zeros_like(step) if layer.bias is None else layer.bias.detach().clone()
+    users = list(node.users)
+    norm = module_of(model, users[0]) if len(users) == 1 else None
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        weight, step, bias = _fold(norm, weight, step, bias)
+        users[0].replace_all_uses_with(node)
+        model.graph.erase_node(users[0])
+    input_step = input_quantizer(model, node).positive_step().detach().clone()
+    weight, step = _keep_bias_in_int32(weight, step, bias, input_step, str(node.target))
+    bias_int = torch.round(bias.double() / (input_step * step).double()).to(torch.int32)
+    kind = IntegerConv2d if isinstance(layer, nn.Conv2d) else IntegerLinear
+    model.set_submodule(str(node.target), kind(layer, weight, step, bias_int, input_step))
+
+
+def _widen(weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply low-bit levels by the largest power of two that int8 has room for.
+
+    Biases are integers in units of the input's step times the weight's. With levels of -1, 0 and 1
+    that unit is so coarse that rounding the bias to it costs more than everything else together.
+    The common factor makes it finer and changes nothing else: a power of two stays one, and a
+    compiler that divides the integers by their greatest common divisor has the levels again.
+    """
+    largest = float(weight.abs().max())
+    factor = 1.0
+    while largest > 0 and largest * factor * 2 <= 127:
+        factor *= 2.0
+    return weight * factor, step / factor
+
+
+def _fold(
+    norm: nn.modules.batchnorm._BatchNorm, weight: Tensor, step: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Move BatchNorm's factor into the step and its sign into the integers."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        factor = factor * norm.weight
+    bias = (bias - norm.running_mean) * factor
+    if norm.bias is not None:
+        bias = bias + norm.bias
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    return weight * factor.sign().reshape(shape), step * factor.abs(), bias
+
+
+def _keep_bias_in_int32(
+    weight: Tensor, step: Tensor, bias: Tensor, input_step: Tensor, name: str
+) -> tuple[Tensor, Tensor]:
+    """Coarsen the weights of channels whose bias would not fit int32.
+
+    That happens where BatchNorm's factor has died: the channel is its bias, the weights contribute
+    nothing that the output's integers could show, and their step is made as large as the bias needs.
+    """
+    needed = bias.abs() / (_BIAS_LIMIT * input_step)
+    needed = torch.where((step <= 0) & (needed <= 0), torch.ones_like(step), needed)
+    short = step < needed
+    if not bool(short.any()):
+        return weight, step
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    coarse = torch.round(weight * (step / needed.clamp_min(1e-38)).reshape(shape))
+    warnings.warn(
+        f"{name}: {int(short.sum())} channels contribute almost nothing beside their bias; their "
+        f"weights were rounded to a coarser step (channels {short.nonzero().flatten().tolist()})",
+        stacklevel=2,
+    )
+    return torch.where(short.reshape(shape), coarse, weight), torch.where(short, needed, step)

@@ -1,0 +1,39 @@
+"""What every estimator shares: finding the nearest level and the levels around a value."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Estimator(Protocol):
+    """Rounds ``v`` to the nearest of ``levels`` with a gradient of its own.
+
+    ``v`` is in units of the integer levels and already clipped to their range. ``levels`` is None
+    when every integer is a level (rounding half to even, as QuantizeLinear does), else sorted [L].
+    ``strength`` is the λ of EWGS, a scalar tensor; ``span`` is the distance from the lowest to the
+    highest level.
+    """
+
+    def __call__(
+        self, v: Tensor, levels: Tensor | None, *, span: float, strength: Tensor
+    ) -> Tensor: ...
+
+
+def nearest_level(v: Tensor, levels: Tensor | None) -> Tensor:
+    """Nearest level of each value; the lower one on a tie between two levels of a table."""
+    if levels is None:
+        return torch.round(v)
+    bounds = (levels[1:] + levels[:-1]) / 2
+    return levels[torch.bucketize(v.contiguous(), bounds)]
+
+
+def interval(v: Tensor, levels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the levels just below and above each value, always two different ones."""
+    if levels is None:
+        low = torch.floor(v)
+        return low, low + 1
+    index = torch.bucketize(v.contiguous(), levels, right=True).clamp(1, len(levels) - 1)
+    return levels[index - 1], levels[index]

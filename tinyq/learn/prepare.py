@@ -1,0 +1,316 @@
+"""Insert fake quantization into a network written by others.
+
+A quantizer goes wherever an integer tensor will lie in memory: after a convolution with the
+BatchNorm and ReLU that follow it, after an addition, a concatenation, an average, an activation
+function; not after what only moves integers (max pooling, flattening). At fewer than 8 bits, values
+that are read only by convolutions or dense layers get the low width; values that are also added,
+concatenated or pooled keep 8 bits, and each layer that reads them gets a quantizer of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from tinyq.errors import error
+from tinyq.learn.config import QuantConfig
+from tinyq.learn.layers import (
+    FreezingBatchNorm1d,
+    FreezingBatchNorm2d,
+    QuantConv2d,
+    QuantLinear,
+    _FreezingBatchNorm,
+)
+from tinyq.learn.quantizers import ActQuantizer, act_quantizer, weight_quantizer
+from tinyq.learn.trace import (
+    FUSED_AFTER,
+    NON_NEGATIVE,
+    PASS_THROUGH,
+    Op,
+    module_of,
+    operations,
+    propagate_shapes,
+    register_module,
+    shape_of,
+    tensor_inputs,
+    trace,
+)
+
+register_module(ActQuantizer, "quantizer")
+
+_LAYERS = frozenset({"conv", "linear"})
+_IN_PLACE: dict[object, Callable[..., object]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    torch.relu_: torch.relu,
+}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution or dense layer of the graph and the width of its weights."""
+
+    node: fx.Node
+    op: Op
+    bits: int
+    low_input: bool
+
+
+def prepare(model: nn.Module, config: QuantConfig, example: Tensor) -> fx.GraphModule:
+    """Copy of ``model`` with fake quantization, to calibrate, train, convert and export.
+
+    ``example`` is an input [N, ...]; only its shape and, for the input's range, nothing else of it
+    counts. Parameters keep their names; quantizers of activations are submodules of ``act``.
+    ``normalize_weights`` applies to layers that a BatchNorm follows, since nothing else puts the
+    deviation back. Raises TQ650 and TQ651 for networks that cannot be traced or quantized.
+    """
+    traced = trace(copy.deepcopy(model), example)
+    _make_functional(traced)
+    propagate_shapes(traced, example)
+    ops = dict(operations(traced))
+    _refuse_loose_batch_norm(ops)
+    layers = _layers(ops, config)
+    for layer in layers.values():
+        _quantize_layer(traced, layer, config, normalize=_batch_norm_after(layer.node, ops))
+    _freezing_batch_norms(traced, ops, config)
+    sites = [n for n, op in ops.items() if _is_site(n, op, ops)]
+    traced.add_submodule("act", nn.Module())
+    for node in sites:
+        _insert_quantizers(traced, node, ops, layers, config)
+    traced.graph.lint()
+    traced.recompile()
+    traced.meta["tinyq_config"] = config
+    propagate_shapes(traced, example)
+    return traced
+
+
+def config_of(prepared: nn.Module) -> QuantConfig:
+    """Return the settings that ``prepared`` was made with. Raises TQ654 for any other network."""
+    config = prepared.meta.get("tinyq_config") if isinstance(prepared, fx.GraphModule) else None
+    if not isinstance(config, QuantConfig):
+        raise error("TQ654", f"{type(prepared).__name__} has no fake quantization")
+    return config
+
+
+def act_quantizers(model: nn.Module) -> dict[str, ActQuantizer]:
+    """Every activation quantizer by name, in graph order."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, ActQuantizer)}
+
+
+def quant_layers(model: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
+    """Every quantized layer by name, in graph order."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, QuantConv2d | QuantLinear)}
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give activation quantizers their ranges from ``batches`` of inputs, nothing else changes.
+
+    Runs in eval mode with quantization off, so that ranges are those of the float network. Learned
+    thresholds that had a fixed start are replaced by calibrated ones.
+    """
+    quantizers = act_quantizers(model)
+    was_training = model.training
+    model.eval()
+    for quantizer in quantizers.values():
+        quantizer.enabled = False
+    handles = [q.register_forward_pre_hook(_observe) for q in quantizers.values()]
+    try:
+        for batch in batches:
+            model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for quantizer in quantizers.values():
+            quantizer.enabled = True
+        model.train(was_training)
+    for quantizer in quantizers.values():
+        quantizer.refresh()
+
+
+def _observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    assert isinstance(module, ActQuantizer)
+    module.observer(args[0])
+
+
+def freeze(model: nn.Module) -> None:
+    """Stop BatchNorm statistics and observed ranges now, for loops that decide the moment."""
+    for module in model.modules():
+        if isinstance(module, _FreezingBatchNorm):
+            module.freeze_step = 0
+        elif isinstance(module, ActQuantizer):
+            module.observing = False
+
+
+def _make_functional(traced: fx.GraphModule) -> None:
+    """Replace in-place operations: they would overwrite what a quantizer or a recorder keeps."""
+    for node in traced.graph.nodes:
+        if node.target in _IN_PLACE:
+            node.target = _IN_PLACE[node.target]
+        elif node.op == "call_method" and str(node.target).endswith("_"):
+            node.target = str(node.target)[:-1]
+        if "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
+    for module in traced.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    traced.recompile()
+
+
+def _refuse_loose_batch_norm(ops: dict[fx.Node, Op]) -> None:
+    for node, op in ops.items():
+        if op.kind == "batch_norm" and ops[tensor_inputs(node)[0]].kind not in _LAYERS:
+            raise error(
+                "TQ651",
+                "BatchNorm that does not follow a convolution or dense layer",
+                "Move it behind one, or replace it by a 1x1 depthwise convolution.",
+                node=str(node.target),
+            )
+
+
+def _layers(ops: dict[fx.Node, Op], config: QuantConfig) -> dict[fx.Node, _Layer]:
+    nodes = [n for n, op in ops.items() if op.kind in _LAYERS]
+    ends = {nodes[0], nodes[-1]} if nodes and config.first_last_bits is not None else set()
+    made = {}
+    for node in nodes:
+        bits = config.first_last_bits if node in ends else config.weight_bits
+        low = node not in ends and config.act_bits < 8
+        made[node] = _Layer(node, ops[node], bits or config.weight_bits, low)
+    return made
+
+
+def _batch_norm_after(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
+    return len(node.users) == 1 and ops.get(next(iter(node.users)), Op("")).kind == "batch_norm"
+
+
+def _quantize_layer(
+    traced: fx.GraphModule, layer: _Layer, config: QuantConfig, *, normalize: bool
+) -> None:
+    module = module_of(traced, layer.node)
+    if isinstance(module, QuantConv2d | QuantLinear):
+        return  # a module that is called twice has one weight, quantized once
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    if isinstance(module, nn.Conv2d) and (
+        module.padding_mode != "zeros" or isinstance(module.padding, str)
+    ):
+        raise error(
+            "TQ651",
+            f"convolution with padding {module.padding!r}, mode {module.padding_mode!r}",
+            "Give the padding as numbers, with zeros.",
+            node=str(layer.node.target),
+        )
+    if not bool(torch.isfinite(module.weight).all()):
+        raise error("TQ653", "weights hold NaN or infinity", node=str(layer.node.target))
+    kind = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+    made = kind.__new__(kind)
+    made.__dict__.update(module.__dict__)  # shares the Parameter objects
+    made._modules = dict(module._modules)
+    settings = config if normalize else replace(config, normalize_weights=False)
+    made.weight_quantizer = weight_quantizer(settings, module.weight.detach(), layer.bits)
+    traced.set_submodule(str(layer.node.target), made)
+
+
+def _freezing_batch_norms(
+    traced: fx.GraphModule, ops: dict[fx.Node, Op], config: QuantConfig
+) -> None:
+    for node, op in ops.items():
+        if op.kind != "batch_norm":
+            continue
+        module = module_of(traced, node)
+        assert module is not None
+        if isinstance(module, _FreezingBatchNorm):
+            continue
+        kind = FreezingBatchNorm2d if isinstance(module, nn.BatchNorm2d) else FreezingBatchNorm1d
+        made = kind.__new__(kind)
+        made.__dict__.update(module.__dict__)
+        made._buffers = dict(module._buffers)
+        made._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+        made.register_buffer("steps", torch.tensor(0))
+        made.freeze_step = config.freeze_step
+        traced.set_submodule(str(node.target), made)
+
+
+def _is_site(node: fx.Node, op: Op, ops: dict[fx.Node, Op]) -> bool:
+    """Whether the value of ``node`` lies in memory as integers of its own."""
+    if op.kind in PASS_THROUGH:
+        return False
+    users = list(node.users)
+    if len(users) != 1 or users[0] not in ops:
+        return True
+    return ops[users[0]].kind not in FUSED_AFTER | {"batch_norm"}
+
+
+def _non_negative(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
+    op = ops.get(node, Op("shape"))
+    if op.kind in NON_NEGATIVE or (op.kind == "clip" and op.low >= 0.0):
+        return True
+    closed = PASS_THROUGH | {"avg_pool", "global_avg_pool", "cat", "add", "mul", "quantizer"}
+    inputs = tensor_inputs(node)
+    return op.kind in closed and bool(inputs) and all(_non_negative(n, ops) for n in inputs)
+
+
+def _readers(node: fx.Node, ops: dict[fx.Node, Op]) -> list[tuple[fx.Node, fx.Node]]:
+    """Operations that read the value, as (reader, its direct input), through moved integers."""
+    found: list[tuple[fx.Node, fx.Node]] = []
+    for user in node.users:
+        if user in ops and ops[user].kind in PASS_THROUGH:
+            found += _readers(user, ops)
+        elif user in ops or user.op == "output":
+            found.append((user, node))
+    return found
+
+
+def _insert_quantizers(
+    traced: fx.GraphModule,
+    node: fx.Node,
+    ops: dict[fx.Node, Op],
+    layers: dict[fx.Node, _Layer],
+    config: QuantConfig,
+) -> None:
+    readers = _readers(node, ops)
+    low = [pair for pair in readers if pair[0] in layers and layers[pair[0]].low_input]
+    is_input = node.op == "placeholder"
+    signed = is_input or not _non_negative(node, ops)
+    only_low = len(low) == len(readers) == 1 and not is_input
+    settings = (
+        replace(config, act_range="ema") if is_input and config.act_range == "learned" else config
+    )
+    ops_bits = config.act_bits if only_low else 8
+    name = f"act.{node.name}"
+    traced.add_submodule(name, act_quantizer(settings, ops_bits, signed=signed))
+    with traced.graph.inserting_after(node):
+        quantized = traced.graph.call_module(name, (node,))
+    node.replace_all_uses_with(
+        quantized, delete_user_cb=lambda user: _moves_to(user, quantized, ops)
+    )
+    if only_low:
+        return
+    for reader, source in low:
+        name = f"act.{reader.name}_input"
+        traced.add_submodule(name, act_quantizer(config, config.act_bits, signed=signed))
+        origin = quantized if source is node else source
+        with traced.graph.inserting_before(reader):
+            lowered = traced.graph.call_module(name, (origin,))
+        reader.replace_input_with(origin, lowered)
+
+
+def _moves_to(user: fx.Node, quantized: fx.Node, ops: dict[fx.Node, Op]) -> bool:
+    """Shape arithmetic may read either; everything else reads the quantized value."""
+    return user is not quantized
+
+
+__all__ = [
+    "act_quantizers",
+    "calibrate",
+    "config_of",
+    "freeze",
+    "prepare",
+    "quant_layers",
+    "shape_of",
+]

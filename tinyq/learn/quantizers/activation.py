@@ -1,0 +1,181 @@
+"""Fake quantization of activations: an affine grid, or a table over 8-bit integers.
+
+Both compute what QuantizeLinear does, division by a float32 step and rounding half to even, so that
+an exported network agrees with training to the integer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tinyq.errors import error
+from tinyq.learn.estimators import Estimator, nearest_level, scale_gradient
+from tinyq.learn.estimators.ste import RoundSTE
+from tinyq.learn.levels import LevelSet
+from tinyq.learn.observers import Observer
+
+
+class ActQuantizer(nn.Module):
+    """What affine and table quantizers share: the observer, and when it acts.
+
+    ``signed`` chooses int8 instead of uint8. ``observing`` lets the range follow the data,
+    ``enabled`` applies quantization; calibration observes without quantizing. ``learned`` makes the
+    step a parameter from the first range on.
+    """
+
+    step: Tensor
+    zero_point: Tensor
+    strength: Tensor
+    ready: Tensor
+
+    def __init__(self, estimator: Estimator, observer: Observer, *, signed: bool, learned: bool):
+        super().__init__()
+        self.estimator, self.observer = estimator, observer
+        self.signed, self.learned = signed, learned
+        if learned:
+            self.step = nn.Parameter(torch.tensor(1.0))
+        else:
+            self.register_buffer("step", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0))
+        self.register_buffer("strength", torch.tensor(0.0))
+        self.register_buffer("ready", torch.tensor(False))
+        self.observing = True
+        self.enabled = True
+        self.recording = False
+        self.recorded: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake quantized ``x``, same shape; while observing in training, the range moves first."""
+        if self.observing and self.training and not (self.learned and bool(self.ready)):
+            self.observer(x)
+            self.refresh()
+        if not self.enabled or not bool(self.ready):
+            return x
+        out = self.quantize(x)
+        if self.recording:
+            self.recorded = out
+        return out
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take the step (and zero point) from what the observer saw."""
+        low, high = self.observer.range()
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise error("TQ653", "an activation holds NaN or infinity")
+        self.set_range(low, high)
+        self.ready.fill_(True)
+
+    def positive_step(self) -> Tensor:
+        """Step as it is used: a learned one may try to pass zero."""
+        return self.step.abs().clamp_min(1e-12) if self.learned else self.step
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Make the step cover [low, high]."""
+        raise NotImplementedError
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Fake quantize ``x``."""
+        raise NotImplementedError
+
+
+class AffineActQuantizer(ActQuantizer):
+    """Integers from ``low`` to ``high``, a step and a zero point.
+
+    ``symmetric`` keeps the zero point 0; a learned step is always symmetric, and an unsigned
+    quantizer has zero point 0 since what it quantizes is never negative.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        estimator: Estimator,
+        observer: Observer,
+        *,
+        signed: bool,
+        learned: bool = False,
+        symmetric: bool = False,
+    ):
+        super().__init__(estimator, observer, signed=signed, learned=learned)
+        self.bits, self.symmetric = bits, symmetric or learned
+        self.low = -(2 ** (bits - 1)) if signed else 0
+        self.high = self.low + 2**bits - 1
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Cover [low, high]; a constant zero gets step 1/high, as any step represents it."""
+        if not self.signed:
+            step = high / self.high
+        elif self.symmetric:
+            step = torch.maximum(-low / -self.low, high / self.high)
+        else:
+            step = (high - low) / (self.high - self.low)
+        step = torch.where(step > 0, step, torch.full_like(step, 1.0 / self.high))
+        self.step.copy_(step)
+        if self.signed and not self.symmetric:
+            zero = (self.low - low / step).round().clamp(self.low, self.high)
+            self.zero_point.copy_(zero.to(self.zero_point.dtype))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """(clip(round(x/s) + z) - z)·s; z is added after rounding, as in ONNX."""
+        step = self.positive_step()
+        if self.learned:
+            step = scale_gradient(step, x.numel() // max(1, x.shape[0]), float(self.high))
+        zero = self.zero_point.to(x.dtype)
+        span = float(self.high - self.low)
+        v = torch.maximum(torch.minimum(x / step, self.high - zero), self.low - zero)
+        return self.estimator(v, None, span=span, strength=self.strength) * step
+
+
+class TableActQuantizer(ActQuantizer):
+    """Non-uniform levels behind an 8-bit quantizer: integer, table of 256, integer times a step.
+
+    The 8-bit step is the level step over ``fine``, the largest odd number that fits: odd, so that
+    midpoints between levels an odd distance apart are rounding boundaries and nothing moves; where
+    the distance is even, a value within half an 8-bit step of the midpoint may take the other level,
+    which is equally near.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self, level_set: LevelSet, estimator: Estimator, observer: Observer, *, learned: bool
+    ):
+        super().__init__(estimator, observer, signed=level_set.integers[0] < 0, learned=learned)
+        self.level_set = level_set
+        room = 127 if self.signed else 255
+        if level_set.largest > room:
+            raise error("TQ652", f"levels to {level_set.largest} do not fit 8-bit activations")
+        fit = room // level_set.largest
+        self.fine = fit if fit % 2 else max(1, fit - 1)
+        self.register_buffer("table", level_set.tensor(), persistent=False)
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Put the largest level on the larger end."""
+        top = torch.maximum(high, -low) if self.signed else high
+        top = torch.where(top > 0, top, torch.ones_like(top))
+        self.step.copy_(top / self.level_set.largest)
+
+    def fine_step(self) -> Tensor:
+        """Step of the 8-bit integers that index the table, float32."""
+        return self.positive_step() / self.fine
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Nearest level of the 8-bit value, times the level step."""
+        step = self.positive_step()
+        if self.learned:
+            step = scale_gradient(
+                step, x.numel() // max(1, x.shape[0]), float(self.level_set.largest)
+            )
+        low, high = self.level_set.integers[0], self.level_set.integers[-1]
+        fine = (x / (step / self.fine)).clamp(low * self.fine, high * self.fine)
+        v = RoundSTE.apply(fine, None) / self.fine
+        return self.estimator(v, self.table, span=float(high - low), strength=self.strength) * step
+
+    @torch.no_grad()
+    def lookup(self) -> Tensor:
+        """Level of each 8-bit integer, int64 [256]: from -128 when signed, else from 0."""
+        start = -128 if self.signed else 0
+        index = torch.arange(start, start + 256, dtype=torch.float32)
+        low, high = self.level_set.integers[0], self.level_set.integers[-1]
+        v = index.clamp(low * self.fine, high * self.fine) / self.fine
+        return nearest_level(v, self.table.cpu()).long()

@@ -1,0 +1,66 @@
+"""Incremental network quantization (Zhou et al., ICLR 2017): freeze the largest, retrain the rest.
+
+At each stage a larger part of the weights, the largest magnitudes first, becomes powers of two for
+good; the others stay in float and are trained further to make up for it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tinyq.learn import levels as level_sets
+from tinyq.learn.estimators import Estimator, nearest_level
+from tinyq.learn.quantizers.weight import WeightQuantizer
+
+STAGES = (0.50, 0.75, 0.82, 1.00)
+
+
+class INQQuantizer(WeightQuantizer):
+    """Powers of two for the frozen weights, float for the rest until the last stage.
+
+    The step is chosen once, from the float weights, since frozen weights may not move.
+    """
+
+    frozen: Tensor
+    frozen_levels: Tensor
+
+    def __init__(self, bits: int, estimator: Estimator, *, per_channel: bool = False):
+        super().__init__(level_sets.inq(bits), estimator, mode="pot", per_channel=per_channel)
+
+    def initialize(self, weight: Tensor, threshold: float | None = None) -> None:
+        """Choose the exponents from ``weight`` and freeze nothing yet."""
+        super().initialize(weight, threshold)
+        self.mode = "mse"  # from here on the step is a constant
+        self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
+        self.register_buffer("frozen_levels", torch.zeros_like(weight))
+
+    @torch.no_grad()
+    def freeze(self, weight: Tensor, fraction: float) -> None:
+        """Freeze the largest magnitudes until ``fraction`` of ``weight`` is frozen."""
+        size = weight.abs().masked_fill(self.frozen, float("inf")).reshape(-1)
+        count = round(fraction * weight.numel())
+        chosen = torch.zeros_like(self.frozen).reshape(-1)
+        chosen[size.argsort(descending=True)[:count]] = True
+        fresh = chosen.reshape(weight.shape) & ~self.frozen
+        q = nearest_level((weight / self.step).clamp(*self.bounds()), self.levels())
+        self.frozen_levels.copy_(torch.where(fresh, q, self.frozen_levels))
+        self.frozen |= fresh
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Frozen weights as levels without gradient, the others as they are."""
+        return torch.where(self.frozen, self.frozen_levels * self.step, weight)
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Levels and steps; what is not frozen yet is rounded now."""
+        q, step = super().integers(weight)
+        return torch.where(self.frozen, self.frozen_levels, q), step
+
+
+def freeze_stage(model: nn.Module, fraction: float) -> None:
+    """Freeze ``fraction`` of the weights of every INQ layer; restart the learning rate after it."""
+    for module in model.modules():
+        quantizer = getattr(module, "weight_quantizer", None)
+        if isinstance(quantizer, INQQuantizer):
+            quantizer.freeze(module.weight, fraction)  # type: ignore[arg-type]
