@@ -1,0 +1,53 @@
+/* Integer arithmetic of the portable kernels.
+ *
+ * Right shifts of negative numbers must floor, as they do in every compiler for Arm; the first
+ * declaration below does not compile where they don't.
+ */
+#ifndef TINYQ_MATH_H
+#define TINYQ_MATH_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "tinyq_common.h"
+
+typedef char tinyq_right_shift_floors[((-3) >> 1) == -2 ? 1 : -1];
+
+/* Cores without a 32x32 to 64 bit multiply take it from four 16-bit products. */
+#if !defined(TINYQ_NO_LONG_MULTIPLY) && \
+    (defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__))
+#define TINYQ_NO_LONG_MULTIPLY 1
+#endif
+
+/* Top 32 bits of the product: floor(p * q / 2^32). */
+static inline int32_t tinyq_mulhi(int32_t p, int32_t q) {
+#ifdef TINYQ_NO_LONG_MULTIPLY
+    const uint32_t p_low = (uint32_t)p & 0xFFFFU;
+    const uint32_t q_low = (uint32_t)q & 0xFFFFU;
+    const int32_t p_high = p >> 16;
+    const int32_t q_high = q >> 16;
+    /* Each partial sum stays below 2^31: 32767 * 65535 + 65535 at most. */
+    const int32_t first = p_high * (int32_t)q_low + (int32_t)((p_low * q_low) >> 16);
+    const int32_t second = q_high * (int32_t)p_low + (int32_t)((uint32_t)first & 0xFFFFU);
+    return p_high * q_high + (first >> 16) + (second >> 16);
+#else
+    return (int32_t)(((int64_t)p * q) >> 32);
+#endif
+}
+
+/* The layer's level before corrections and clamp. acc << pre_shift and the sum fit int32 (proved
+ * when the parameters are made). */
+static inline int32_t tinyq_rescale(int32_t acc, int32_t multiplier, int32_t addend, int pre_shift,
+                                    int post_shift) {
+    const int32_t scaled = (int32_t)((uint32_t)acc << pre_shift);
+    return (tinyq_mulhi(scaled, multiplier) + addend) >> post_shift;
+}
+
+/* v limited to [low, high], which lie in int8. */
+static inline int8_t tinyq_clamp_s8(int32_t v, int32_t low, int32_t high) {
+    v = v < low ? low : v;
+    v = v > high ? high : v;
+    return (int8_t)v;
+}
+
+#endif

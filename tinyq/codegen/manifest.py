@@ -1,0 +1,80 @@
+"""The manifest: what a machine can know of a generated folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinyq.codegen.program import GENERATOR, MANIFEST_FORMAT, GenerateOptions
+from tinyq.ir import Value
+from tinyq.plan import ALIGNMENT, MemoryPlan
+from tinyq.select import Layer, Schedule
+
+
+def build_manifest(
+    schedule: Schedule,
+    plan: MemoryPlan,
+    name: str,
+    options: GenerateOptions,
+    functions: Sequence[str | None],
+    constant_bytes: int,
+) -> dict[str, Any]:
+    """JSON-ready description; sizes in bytes, instructions estimated, layers in hook order."""
+    return {
+        "generator": GENERATOR,
+        "format": MANIFEST_FORMAT,
+        "name": name,
+        "target": schedule.core.target,
+        "optimize": schedule.goal.value,
+        "oracle": options.oracle,
+        "io": options.io,
+        "cflags": list(options.cflags),
+        "inputs": [_tensor(value) for value in schedule.graph.inputs],
+        "outputs": [_tensor(value) for value in schedule.graph.outputs],
+        "arena_bytes": plan.arena_bytes,
+        "arena_align": ALIGNMENT,
+        "arena_lower_bound": plan.live_bytes,
+        "constant_bytes": constant_bytes,
+        "macs": sum(layer.macs for layer in schedule.layers),
+        "layers": [
+            _layer(layer, function, plan)
+            for layer, function in zip(schedule.layers, functions, strict=True)
+        ],
+    }
+
+
+def _tensor(value: Value) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": value.name,
+        "shape": list(value.type.shape),
+        "dtype": value.type.dtype.value,
+        "bytes": value.type.bytes,
+    }
+    quant = value.type.quant
+    if quant is not None and quant.is_per_tensor:
+        entry |= {"scale": quant.scale, "zero_point": quant.zero_point}
+    return entry
+
+
+def _layer(layer: Layer, function: str | None, plan: MemoryPlan) -> dict[str, Any]:
+    result = _tensor(layer.outputs[0])
+    overlaid = plan.overlays[layer.index]
+    return {
+        "index": layer.index,
+        "name": layer.node.name,
+        "op": layer.node.op,
+        "kernel": layer.call.kernel,
+        "reason": layer.call.reason,
+        "function": function or "",
+        "output": result.pop("name"),
+        **result,
+        "offset": plan.offsets[layer.outputs[0]],
+        "overlays": overlaid.name if overlaid is not None else "",
+        "macs": layer.macs,
+        "instructions": layer.call.instructions,
+        "constant_bytes": layer.call.constant_bytes,
+        "scratch_bytes": layer.call.scratch_bytes,
+        "refusals": [
+            {"kernel": c.kernel, "reason": c.refusal} for c in layer.candidates if c.call is None
+        ],
+    }
