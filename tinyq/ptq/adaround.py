@@ -67,7 +67,8 @@ def _constant(w: Doubles, moments: Moments) -> float:
 
 def _error(q: Doubles, target: Doubles, second: Doubles) -> Doubles:
     """E|q x' - w x|^2 of each output [groups, O], less the part that does not depend on q."""
-    return np.einsum("gok,gok->go", q @ second - 2 * target, q)
+    error: Doubles = np.einsum("gok,gok->go", q @ second - 2 * target, q)
+    return error
 
 
 def _stretched(v: Doubles) -> tuple[Doubles, Doubles]:

@@ -79,7 +79,9 @@ class CalibrationData:
             )
         for name, array in self.inputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                bad = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
+                bad = int(
+                    np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0]
+                )
                 raise error(
                     "TQ604", f"input '{name}' holds NaN or infinity, first in sample {bad}",
                     file=self.source,
@@ -122,7 +124,9 @@ def from_arrays(
             "TQ606", f"no samples for input {', '.join(missing)}; given: {', '.join(arrays)}",
             file=source,
         )  # fmt: skip
-    fitted = {info.name: _fit(info, np.asarray(arrays[info.name]), layout, source) for info in inputs}
+    fitted = {
+        info.name: _fit(info, np.asarray(arrays[info.name]), layout, source) for info in inputs
+    }
     return CalibrationData(fitted, None if labels is None else _labels(labels, source), source)
 
 
@@ -191,9 +195,7 @@ def _labels(labels: Array, source: str) -> npt.NDArray[np.int64]:
 def _fit(info: InputInfo, array: Array, layout: str | None, source: str) -> Array:
     """``array`` as [N, *info.shape] of the input's dtype, or TQ606."""
     if array.dtype.kind not in "fiub":
-        raise error(
-            "TQ606", f"input '{info.name}': samples of dtype {array.dtype}", file=source
-        )
+        raise error("TQ606", f"input '{info.name}': samples of dtype {array.dtype}", file=source)
     if array.ndim and len(array) == 0:
         raise error("TQ605", f"input '{info.name}': there are no samples", file=source)
     if layout is not None and array.ndim == 4 and len(info.shape) == 3:
@@ -272,7 +274,9 @@ def _load_array_files(
     for info in inputs:
         shapes = {array.shape for array in columns[info.name]}
         if len(shapes) > 1:
-            raise error("TQ606", f"the files hold different shapes: {sorted(shapes)}", file=str(path))
+            raise error(
+                "TQ606", f"the files hold different shapes: {sorted(shapes)}", file=str(path)
+            )
     stacked = {name: np.concatenate(parts) for name, parts in columns.items()}
     y = np.concatenate(labels) if len(labels) == len(files) else None
     if labels and y is None:
@@ -309,9 +313,9 @@ def _load_images(
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.asarray(image, np.float32).reshape(height, width, channels)
-        stack[i] = (pixels * np.float32(options.scale) - np.float32(options.mean)) / np.float32(
-            options.std
-        )
+        stack[i] = (
+            pixels * np.float32(options.scale) - np.array(options.mean, np.float32)
+        ) / np.array(options.std, np.float32)
     return stack.transpose(0, 3, 1, 2) if layout == "nchw" else stack
 
 

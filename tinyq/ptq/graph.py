@@ -68,8 +68,8 @@ class Graph:
     def is_float(self, tensor: str) -> bool:
         """Whether the tensor holds float32 values."""
         if tensor in self.initializers:
-            return self.initializers[tensor].dtype == np.float32
-        return self.types.get(tensor, FLOAT) == FLOAT
+            return bool(self.initializers[tensor].dtype == np.float32)
+        return bool(self.types.get(tensor, FLOAT) == FLOAT)
 
     def rank(self, tensor: str) -> int | None:
         """Number of dimensions, or None if inference could not tell."""
@@ -138,7 +138,7 @@ def read_model(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise error("TQ101", "no such file", file=str(path))

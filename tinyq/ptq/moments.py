@@ -93,7 +93,8 @@ def patches(
     index = np.unravel_index(_pick(int(np.prod(positions)), rng), positions)
     found = []
     for view in views:
-        taken = view[(index[0], slice(None), *index[1:])]
+        where: tuple[Any, ...] = (index[0], slice(None), *index[1:])
+        taken = view[where]
         found.append(np.ascontiguousarray(taken).reshape(len(taken), groups, -1))
     return found
 

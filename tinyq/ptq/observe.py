@@ -84,9 +84,7 @@ class Histogram:
     """
 
     limit: float = 0.0
-    counts: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(2 * HALF_BINS, np.int64)
-    )
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * HALF_BINS, np.int64))
     zeros: int = 0
     low: float = 0.0
     high: float = 0.0

@@ -30,7 +30,8 @@ class ActivationParams:
         """Integers of ``x``, as ONNX QuantizeLinear computes them (float32, half to even)."""
         low, high = DTYPE_RANGE[self.dtype]
         q = np.rint(x / np.float32(self.scale)) + self.zero_point
-        return np.clip(q, low, high).astype(np.int32)
+        integers: npt.NDArray[np.int32] = np.clip(q, low, high).astype(np.int32)
+        return integers
 
 
 def activation_params(low: float, high: float, dtype: str, symmetric: bool) -> ActivationParams:
@@ -110,4 +111,7 @@ def round_weights(weight: Floats, steps: Floats, bits: int) -> npt.NDArray[np.in
     """Nearest integers of ``weight`` [O, ...] at ``steps`` [O], symmetric, half to even."""
     levels = 2 ** (bits - 1) - 1
     shaped = steps.reshape(-1, *([1] * (weight.ndim - 1)))
-    return np.clip(np.rint(weight / shaped), -levels, levels).astype(np.int8)
+    integers: npt.NDArray[np.int8] = np.clip(np.rint(weight / shaped), -levels, levels).astype(
+        np.int8
+    )
+    return integers

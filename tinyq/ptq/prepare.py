@@ -145,10 +145,7 @@ def _has_constant_weight(graph: Graph, node: NodeProto) -> bool:
 def _scale_channels(graph: Graph, node: NodeProto, scale: Floats, offset: Floats) -> None:
     """Replace y of a Conv or Gemm by y * scale[c] + offset[c], inside its weights and bias."""
     weight = graph.initializers[node.input[1]]
-    if node.op_type == "Gemm" and not attributes(node).get("transB", 0):
-        axis = 1
-    else:
-        axis = 0
+    axis = 1 if node.op_type == "Gemm" and not attributes(node).get("transB", 0) else 0
     shape = [1] * weight.ndim
     shape[axis] = -1
     _own(graph, node, 1, (weight * scale.reshape(shape)).astype(np.float32), "weight")
@@ -238,9 +235,13 @@ def _fold_one_affine(graph: Graph, node: NodeProto) -> bool:
     if value is None or (node.op_type == "Div" and not value.all()):
         return False
     one, zero = np.ones_like(value), np.zeros_like(value)
-    scale, offset = {
-        "Mul": (value, zero), "Div": (1 / value, zero), "Add": (one, value), "Sub": (one, -value),
-    }[node.op_type]  # fmt: skip
+    folds: dict[str, tuple[Floats, Floats]] = {
+        "Mul": (value, zero),
+        "Div": (np.float32(1) / value, zero),
+        "Add": (one, value),
+        "Sub": (one, -value),
+    }
+    scale, offset = folds[node.op_type]
     stats = graph.batchnorm.get(source)
     _scale_channels(graph, into, scale, offset)
     _absorb(graph, node, into)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -162,34 +163,45 @@ def _join(graph: Graph, head: Unit, node: onnx.NodeProto) -> None:
 
 def _refusal(graph: Graph, node: onnx.NodeProto) -> str:
     """Why a node cannot be quantized, or ''."""
-    op, attrs = node.op_type, attributes(node)
     if _kind(graph, node) == "plain":
         return ""
-    known = (*LINEAR, *BINARY, *TABLE, *POOLS, *SHARE, *INDEX, "Concat")
-    if op not in known:
+    if node.op_type not in (*LINEAR, *BINARY, *TABLE, *POOLS, *SHARE, *INDEX, "Concat"):
         return "no quantized form is known"
-    if op in ("Conv", "Gemm") and node.input[1] not in graph.initializers:
-        return "its weights are computed, not constant"
-    if op == "MatMul" and _kind(graph, node) == "linear":
-        if graph.initializers[node.input[1]].ndim != 2:
-            return "its constant operand is not a matrix"
-    if op == "MatMul" and node.input[0] in graph.initializers:
-        return "its first operand is constant"
-    if op == "Conv" and len(node.input) > 2 and node.input[2] not in graph.initializers | {"": 0}:
-        return "its bias is computed, not constant"
-    if op == "Clip" and not _constant_bounds(graph, node):
-        return "its bounds are computed, not constant"
-    if op == "PRelu" and node.input[1] not in graph.initializers:
-        return "its slopes are computed, not constant"
-    if op == "Resize" and attrs.get("mode", b"nearest") not in (b"nearest", "nearest"):
-        return f"mode {attrs['mode']!r}; only nearest copies values"
-    if op == "Pad" and attrs.get("mode", b"constant") in (b"constant", "constant"):
+    if node.op_type == "Pad":
         return _pad_refusal(graph, node)
-    if op == "Gather" and node.input[0] in graph.initializers:
-        return "it looks rows up in a float table"
-    if op == "MaxPool" and len(node.output) > 1 and node.output[1]:
-        return "its indices are used"
-    return ""
+    return next((why for ops, bad, why in _FORMS if node.op_type in ops and bad(graph, node)), "")
+
+
+def _computed(index: int) -> Callable[[Graph, onnx.NodeProto], bool]:
+    """Whether the operand at ``index`` is given and not constant."""
+
+    def test(graph: Graph, node: onnx.NodeProto) -> bool:
+        name = node.input[index] if len(node.input) > index else ""
+        return bool(name) and name not in graph.initializers
+
+    return test
+
+
+def _constant_not_matrix(graph: Graph, node: onnx.NodeProto) -> bool:
+    weight = graph.initializers.get(node.input[1])
+    return weight is not None and weight.ndim != 2
+
+
+def _not_nearest(graph: Graph, node: onnx.NodeProto) -> bool:
+    return attributes(node).get("mode", b"nearest") not in (b"nearest", "nearest")
+
+
+_FORMS: tuple[tuple[tuple[str, ...], Callable[[Graph, onnx.NodeProto], bool], str], ...] = (
+    (("Conv", "Gemm"), _computed(1), "its weights are computed, not constant"),
+    (("Conv", "Gemm"), _computed(2), "its bias is computed, not constant"),
+    (("MatMul",), _constant_not_matrix, "its constant operand is not a matrix"),
+    (("MatMul",), lambda g, n: n.input[0] in g.initializers, "its first operand is constant"),
+    (("Clip",), lambda g, n: not _constant_bounds(g, n), "its bounds are computed, not constant"),
+    (("PRelu",), _computed(1), "its slopes are computed, not constant"),
+    (("Resize",), _not_nearest, "only the mode nearest copies values"),
+    (("Gather",), lambda g, n: n.input[0] in g.initializers, "it looks up rows of a float table"),
+    (("MaxPool",), lambda g, n: len(n.output) > 1, "its indices are used"),
+)
 
 
 def _pad_refusal(graph: Graph, node: onnx.NodeProto) -> str:
