@@ -5,6 +5,7 @@ from tinyq.quant.requantize import (
     Fix,
     Requant,
     RequantProof,
+    Ties,
     apply,
     prove,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Requant",
     "RequantProof",
     "Staircase",
+    "Ties",
     "accumulator_bounds",
     "apply",
     "build_staircase",

@@ -5,7 +5,8 @@ The requantization ``(mulhi(acc << pre, M) + a) >> post`` reaches level v exactl
 floors disappear because the addend is an integer. A step to v at threshold T is two linear
 constraints, ``m * T + alpha >= v`` and ``m * (T - 1) + alpha < v``, so the exact pairs of a channel
 form a convex polygon whatever the shifts are. It is found once, in float64, and is then searched
-for integer points at each pair of shifts, in exact int64 arithmetic.
+for integer points at each pair of shifts, in exact int64 arithmetic. Rounding ties to even puts
+the odd levels two units of the addend higher, which is again a polygon, one for each shift.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyq.quant.requantize import Ties, late_levels
 from tinyq.quant.staircase import Int64, Staircase
 
 Float64 = NDArray[np.float64]
@@ -39,6 +41,8 @@ class Steps:
     ``above == below + 1``; a step that may fall anywhere in a gap has more. A row's constraint
     outside its reachable [lo, hi] (int64[N]) does not count.
     hint: float64[N], the expected slope (output units per accumulator).
+    ties: "up", or the levels that win an exact half; the others begin two units of the
+        addend (2 * 2**-post) later.
     """
 
     level: Int64
@@ -47,12 +51,14 @@ class Steps:
     lo: Int64
     hi: Int64
     hint: Float64
+    ties: Ties = "up"
 
     @classmethod
-    def of(cls, stair: Staircase, hint: Float64) -> Steps:
+    def of(cls, stair: Staircase, hint: Float64, *, ties: Ties = "up") -> Steps:
         """Return the constraints of every channel of a staircase."""
         level = np.arange(stair.qmin + 1, stair.qmax + 1, dtype=np.int64)
-        return cls(level, stair.thresholds - 1, stair.thresholds, stair.lo, stair.hi, hint)
+        below, above = stair.thresholds - 1, stair.thresholds
+        return cls(level, below, above, stair.lo, stair.hi, hint, ties)
 
     def rows(self, index: Int64) -> Steps:
         """Return the rows named by ``index``, in that order."""
@@ -63,7 +69,13 @@ class Steps:
             self.lo[index],
             self.hi[index],
             self.hint[index],
+            self.ties,
         )
+
+    @property
+    def late(self) -> Int64:
+        """int64[K], units of the addend by which each level begins late."""
+        return late_levels(self.level, self.ties)
 
     @property
     def upper_on(self) -> Bool:
@@ -142,8 +154,8 @@ def _root(evaluate: Evaluate, outside: Float64) -> Float64:
 class _Envelope:
     """Upper and lower limits of the offset as functions of the slope m, per row."""
 
-    def __init__(self, steps: Steps) -> None:
-        level = steps.level.astype(np.float64)
+    def __init__(self, steps: Steps, unit: Float64) -> None:
+        level = steps.level + steps.late * unit[:, None]
         self._upper_on, self._lower_on = steps.upper_on, steps.lower_on
         self._upper_level = np.where(self._upper_on, level, np.inf)
         self._lower_level = np.where(self._lower_on, level, -np.inf)
@@ -174,9 +186,12 @@ class _Envelope:
         return upper + lower, rise + fall
 
 
-def solve(steps: Steps) -> Polygons:
-    """Find the polygon of each row; every row needs at least one step inside (lo, hi]."""
-    envelope = _Envelope(steps)
+def solve(steps: Steps, post: Int64) -> Polygons:
+    """Find the polygon of each row; every row needs at least one step inside (lo, hi].
+
+    post: int64[N]; matters only where ties do not go up.
+    """
+    envelope = _Envelope(steps, np.exp2(-post.astype(np.float64)))
     start, end = steps.hint * (1 - SLOPE_MARGIN), steps.hint * (1 + SLOPE_MARGIN)
     left, right = _maximize(envelope.width, start, end)
     slope = _meeting(envelope.width, left, right)
@@ -244,7 +259,7 @@ def integer_points(
 
 def _multipliers(steps: Steps, pre: int, post: Int64, addend: Int64) -> tuple[Int64, Int64]:
     """Interval of exact multipliers int64[N] for given addends, empty if low > high."""
-    need = (steps.level << post[:, None]) - addend[:, None]
+    need = (steps.level << post[:, None]) + steps.late - addend[:, None]
     # A needed top word beyond 2**30 is out of reach of a product of two int31; 2**31 leaves
     # the shifted numerator inside int64.
     reach = np.abs(need) < 2**31

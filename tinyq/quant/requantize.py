@@ -4,14 +4,22 @@ A linear operator's raw accumulator becomes its output by
 
     y = clamp((mulhi(acc << pre_shift, M[c]) + a[c]) >> post_shift, qmin, qmax)
 
-with ``mulhi(p, q) = (p * q) >> 32`` and arithmetic shifts, which floor. :func:`synthesize` finds M
-and a for which that equals an oracle at every reachable accumulator; where no pair does, it lists
-the accumulators to correct. :func:`prove` checks a result again by another way.
+with ``mulhi(p, q) = (p * q) >> 32`` and arithmetic shifts, which floor. Synthesis finds M and a for
+which that equals an oracle at every reachable accumulator; where no pair does, it lists the
+accumulators to correct. :func:`prove` checks a result again by another way.
+
+Where a scale is a power of two (or 1 over an even number), accumulators fall on exact halves, which
+float32 rounds to even before the zero point is added: no straight line does. Such a layer has
+``ties`` "even" (or "odd" if its zero point is odd), and ``t = mulhi(acc << pre_shift, M) + a`` is
+lessened before the last shift by ``(t >> (post_shift - 1)) & 2`` (or ``~(...) & 2``): a level
+that loses ties then needs two units of the addend more. Two, so that a tie can lie one unit above
+its level, where a multiplier that is not exact to the last bit leaves it on the right side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +27,8 @@ from numpy.typing import NDArray
 from tinyq.quant.staircase import Int64, Staircase, build_staircase, frozen
 
 Int32 = NDArray[np.int32]
+
+Ties = Literal["up", "even", "odd"]
 
 FIX_LIMIT = 64
 """Most corrections that a layer may carry; a layer that needs more is not exact."""
@@ -56,6 +66,7 @@ class Requant:
 
     multiplier: int32[C], 1..2**31-1. addend: int32[C]. pre_shift: 0..30, for all channels.
     post_shift: 0..31, for all channels, or int32[C] where the channels' scales are too far apart.
+    ties: which outputs win exact halves; "up" is the plain form, the higher one.
     """
 
     multiplier: Int32
@@ -66,6 +77,7 @@ class Requant:
     qmax: int
     fixes: tuple[Fix, ...]
     proof: RequantProof
+    ties: Ties = "up"
 
     def __post_init__(self) -> None:
         if np.any(self.multiplier < 1):
@@ -86,10 +98,19 @@ class Requant:
         return self.proof.exact
 
 
+def late_levels(levels: Int64, ties: Ties) -> Int64:
+    """2 at the levels that lose ties and so begin two units of the addend later, else 0."""
+    if ties == "up":
+        return np.zeros_like(levels)
+    return ((levels & 1) ^ (ties == "odd")) << 1
+
+
 def raw_levels(requant: Requant, acc: Int64) -> Int64:
     """Outputs before fixes and clamp, int64[..., C], of raw accumulators int64[..., C]."""
     product = (np.asarray(acc, np.int64) << requant.pre_shift) * requant.multiplier.astype(np.int64)
-    return ((product >> 32) + requant.addend) >> requant.post_shift
+    total = (product >> 32) + requant.addend
+    total -= late_levels(total >> requant.post_shift, requant.ties)
+    return total >> requant.post_shift
 
 
 def apply(requant: Requant, acc: Int64) -> NDArray[np.signedinteger]:
@@ -167,7 +188,8 @@ def achieved_thresholds(requant: Requant, stair: Staircase) -> Int64:
     """
     level = np.arange(stair.qmin + 1, stair.qmax + 1, dtype=np.int64)
     post = np.broadcast_to(np.asarray(requant.post_shift, np.int64), (stair.channels,))
-    need = (level << post[:, None]) - requant.addend.astype(np.int64)[:, None]
+    late = late_levels(level, requant.ties)
+    need = (level << post[:, None]) + late - requant.addend.astype(np.int64)[:, None]
     # Beyond the top words that reachable accumulators give, a threshold is outside anyway.
     numerator = np.clip(need, -(2**31) + 1, 2**31 - 1) << 32
     divisor = (requant.multiplier.astype(np.int64) << requant.pre_shift)[:, None]
@@ -180,7 +202,7 @@ def check_ranges(requant: Requant, stair: Staircase) -> None:
     ends = np.stack([stair.lo, stair.hi])
     shifted = ends << requant.pre_shift
     total = ((shifted * requant.multiplier.astype(np.int64)) >> 32) + requant.addend
-    for values in (shifted, total):
+    for values in (shifted, total, total - 2 * (requant.ties != "up")):
         if values.min() < -(2**31) or values.max() > 2**31 - 1:
             raise ValueError("an intermediate value of the requantization does not fit int32")
 
@@ -193,16 +215,7 @@ def prove(requant: Requant, stair: Staircase) -> RequantProof:
     intermediate overflows. Raises ValueError if anything is not as ``requant.proof`` says.
     """
     check_ranges(requant, stair)
-    bare = Requant(
-        requant.multiplier,
-        requant.addend,
-        requant.pre_shift,
-        requant.post_shift,
-        requant.qmin,
-        requant.qmax,
-        (),
-        requant.proof,
-    )
+    bare = replace(requant, fixes=())
     found = build_staircase(
         lambda acc: apply(bare, acc.T).T.astype(np.int64),
         stair.lo,

@@ -7,7 +7,7 @@ accumulators are given up, as few as a search finds, and become the layer's fixe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -16,19 +16,39 @@ from tinyq.quant.requantize import (
     FIX_LIMIT,
     Requant,
     RequantProof,
+    Ties,
     achieved_thresholds,
     check_ranges,
     find_fixes,
 )
 from tinyq.quant.staircase import Int64, Staircase
 
-SHARED_SHIFT_FIXES = 16
-"""More fixes than this with one shift for all channels, and each channel gets its own."""
+FEW_FIXES = 16
+"""With no more fixes than this, the plainest form of requantization stays."""
 
 _BEAM = 12
 """Variants of a channel kept at each number of accumulators given up."""
 
 _NONE = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A form of requantization to try, and how many accumulators may be given up for it."""
+
+    shared: bool = True
+    ties: Ties = "up"
+    fixes: int = FEW_FIXES
+
+
+_PLANS = (
+    _Plan(),
+    _Plan(ties="even"),
+    _Plan(ties="odd"),
+    _Plan(fixes=FIX_LIMIT),
+    _Plan(shared=False, fixes=FIX_LIMIT),
+)
+"""In order of preference: a later one must leave fewer accumulators to fix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,42 +67,51 @@ def synthesize(stair: Staircase, scale_hint: Float64, *, uniform_shift: bool = F
 
     scale_hint: float64[C], output units per accumulator, right to within a tenth. uniform_shift:
     never give channels shifts of their own, even if that costs fixes.
-    Prefers the fewest accumulators that differ, then the smallest pre_shift. Raises ValueError if
-    the accumulators do not fit int32. If more than FIX_LIMIT accumulators differ, the result
-    carries no fixes and is marked inexact.
+    Prefers the plain form with one post_shift while it needs few fixes, then other ties, then
+    shifts per channel; within a form the fewest accumulators that differ, then the smallest
+    pre_shift. Raises ValueError if the accumulators do not fit int32. If more than FIX_LIMIT
+    accumulators differ, the result carries no fixes and is marked inexact.
     """
     hint = np.broadcast_to(np.asarray(scale_hint, np.float64), (stair.channels,))
     if np.any(~np.isfinite(hint) | (hint <= 0)):
         raise ValueError("scales must be positive and finite")
-    shared = _synthesize(stair, hint, shared=True)
-    if uniform_shift or shared.proof.mismatches <= SHARED_SHIFT_FIXES:
-        return shared
-    own = _synthesize(stair, hint, shared=False)
-    return own if own.proof.mismatches < shared.proof.mismatches else shared
+    best: Requant | None = None
+    for plan in _PLANS:
+        if uniform_shift and not plan.shared:
+            continue
+        requant = _synthesize(stair, hint, plan)
+        if best is None or requant.proof.mismatches < best.proof.mismatches:
+            best = requant
+        if best.proof.mismatches <= FEW_FIXES:
+            break
+    assert best is not None
+    return best
 
 
-def _synthesize(stair: Staircase, hint: Float64, *, shared: bool) -> Requant:
+def _synthesize(stair: Staircase, hint: Float64, plan: _Plan) -> Requant:
     inside = (stair.thresholds > stair.lo[:, None]) & (stair.thresholds <= stair.hi[:, None])
     curved = np.flatnonzero(inside.any(axis=1))
     pre_max = _largest_pre_shift(stair)
     if not len(curved):
-        return _finish(stair, curved, _Choice(0, _NONE, _NONE, _NONE, _NONE.astype(np.bool_)))
-    least_post = 1 if len(curved) < stair.channels else 0
-    steps = Steps.of(stair, hint).rows(curved)
-    polygons = solve(steps)
-    best = _try(steps, polygons, pre_max, least_post, shared)
+        nothing = _Choice(0, _NONE, _NONE, _NONE, _NONE.astype(np.bool_))
+        return _finish(stair, curved, nothing, "up")
+    flat = len(curved) < stair.channels
+    search = _Search(plan, least_post=int(flat) if plan.ties == "up" else 3)
+    steps = Steps.of(stair, hint, ties=plan.ties).rows(curved)
+    rough = solve(steps, np.full(len(curved), 31))
+    best = search.at(steps, rough, pre_max)
     failing = np.flatnonzero(~best.found)
-    if len(failing):
-        steps = _relax_rows(steps, failing, pre_max, best.post)
-        polygons = solve(steps)
-        best = _try(steps, polygons, pre_max, least_post, shared)
+    if 0 < len(failing) <= plan.fixes:
+        steps = _relax_rows(steps, failing, pre_max, best.post, plan.fixes)
+        rough = solve(steps, np.full(len(curved), 31))
+        best = search.at(steps, rough, pre_max)
     for pre in range(pre_max):
-        choice = _try(steps, polygons, pre, least_post, shared)
+        choice = search.at(steps, rough, pre)
         if choice.found.sum() > best.found.sum() or choice.found.all():
             best = choice
         if choice.found.all():
             break
-    return _finish(stair, curved, best)
+    return _finish(stair, curved, best, plan.ties)
 
 
 def _largest_pre_shift(stair: Staircase) -> int:
@@ -93,25 +122,36 @@ def _largest_pre_shift(stair: Staircase) -> int:
     return min(30, 31 - bits)
 
 
-def _try(steps: Steps, polygons: Polygons, pre: int, least_post: int, shared: bool) -> _Choice:
-    """Integers at this pre_shift and the largest post_shift; rows not found get the nearest."""
-    post = _largest_post_shift(steps, polygons, pre)
-    if shared:
-        post = np.full_like(post, post.min())
-    possible = post >= least_post
-    post = np.maximum(post, least_post)
-    multiplier, addend, found = integer_points(steps, polygons, pre, post)
-    unit = np.exp2(post.astype(np.float64))
-    near_m = np.rint(polygons.slope * unit * 2.0 ** (32 - pre))
-    near_a = np.rint(polygons.offset * unit)
-    found &= possible
-    return _Choice(
-        pre,
-        post,
-        np.where(found, multiplier, np.clip(near_m, 1, 2**31 - 1).astype(np.int64)),
-        np.where(found, addend, np.clip(near_a, -(2**31), 2**31 - 1).astype(np.int64)),
-        found,
-    )
+@dataclass(frozen=True)
+class _Search:
+    """Integers at a pre_shift, within a plan and above a least post_shift."""
+
+    plan: _Plan
+    least_post: int
+
+    def at(self, steps: Steps, rough: Polygons, pre: int) -> _Choice:
+        """Integers at this pre_shift and the largest post_shift; where none fit, the nearest.
+
+        ``rough`` are the polygons of any post_shift: they give the largest one.
+        """
+        post = _largest_post_shift(steps, rough, pre)
+        if self.plan.shared:
+            post = np.full_like(post, post.min())
+        possible = post >= self.least_post
+        post = np.maximum(post, self.least_post)
+        polygons = solve(steps, post) if steps.ties != "up" else rough
+        multiplier, addend, found = integer_points(steps, polygons, pre, post)
+        unit = np.exp2(post.astype(np.float64))
+        near_m = np.clip(np.rint(polygons.slope * unit * 2.0 ** (32 - pre)), 1, 2**31 - 1)
+        near_a = np.clip(np.rint(polygons.offset * unit), -(2**31), 2**31 - 1)
+        found &= possible
+        return _Choice(
+            pre,
+            post,
+            np.where(found, multiplier, near_m.astype(np.int64)),
+            np.where(found, addend, near_a.astype(np.int64)),
+            found,
+        )
 
 
 def _largest_post_shift(steps: Steps, polygons: Polygons, pre: int) -> Int64:
@@ -126,32 +166,43 @@ def _largest_post_shift(steps: Steps, polygons: Polygons, pre: int) -> Int64:
     return post
 
 
-def _relax_rows(steps: Steps, failing: Int64, pre: int, post: Int64) -> Steps:
+def _relax_rows(steps: Steps, failing: Int64, pre: int, post: Int64, budget: int) -> Steps:
+    """Give up accumulators of the failing rows, ``budget`` at most over all of them."""
     below, above = steps.below.copy(), steps.above.copy()
     for row in failing.tolist():
-        relaxed = _relax(steps.rows(np.array([row])), pre, post[row])
+        relaxed, spent = _relax(steps.rows(np.array([row])), pre, post[row], budget)
         below[row], above[row] = relaxed.below[0], relaxed.above[0]
+        budget -= spent
+        if budget <= 0:
+            break
     return replace(steps, below=below, above=above)
 
 
-def _relax(root: Steps, pre: int, post: np.int64) -> Steps:
+def _relax(root: Steps, pre: int, post: np.int64, budget: int) -> tuple[Steps, int]:
     """Give up the fewest accumulators of one row (N = 1) that make it solvable; a beam search.
 
     The constraints that bound an empty polygon cannot hold together, so one of them must go; each
-    variant moves one of them by one accumulator. Returns the row unchanged if nothing is found.
+    variant moves one of them by one accumulator. Returns (row, accumulators given up), with the row
+    unchanged if the budget does not suffice.
     """
-    beam = root
-    for _ in range(FIX_LIMIT):
-        beam = _variants(beam, solve(beam))
+    beam, shifts = root, np.full(1, post)
+    polygons = solve(beam, shifts)
+    for spent in range(1, budget + 1):
+        beam = _variants(beam, polygons)
         if not len(beam.lo):
-            return root
-        polygons = solve(beam)
+            break
         shifts = np.full(len(beam.lo), post)
+        polygons = solve(beam, shifts)
         _, _, found = integer_points(beam, polygons, pre, shifts)
         if found.any():
-            return beam.rows(np.flatnonzero(found)[:1])
-        beam = beam.rows(np.argsort(-polygons.width, kind="stable")[:_BEAM])
-    return root
+            return beam.rows(np.flatnonzero(found)[:1]), spent
+        keep = np.argsort(-polygons.width, kind="stable")[:_BEAM]
+        beam, polygons = beam.rows(keep), _rows_of(polygons, keep)
+    return root, budget
+
+
+def _rows_of(polygons: Polygons, index: Int64) -> Polygons:
+    return Polygons(*(getattr(polygons, field.name)[index] for field in fields(Polygons)))
 
 
 def _variants(beam: Steps, polygons: Polygons) -> Steps:
@@ -176,7 +227,7 @@ def _variants(beam: Steps, polygons: Polygons) -> Steps:
     return variants.rows(np.flatnonzero(bounded))
 
 
-def _finish(stair: Staircase, curved: Int64, choice: _Choice) -> Requant:
+def _finish(stair: Staircase, curved: Int64, choice: _Choice, ties: Ties) -> Requant:
     """Fill in the channels of constant output, check the ranges, and list what differs."""
     flat_post = int(choice.post.min()) if len(curved) else 8
     post = np.full(stair.channels, flat_post, np.int64)
@@ -196,6 +247,7 @@ def _finish(stair: Staircase, curved: Int64, choice: _Choice) -> Requant:
         stair.qmax,
         (),
         RequantProof(stair.reachable, stair.channels, 0, 0, 0, False),
+        ties,
     )
     check_ranges(bare, stair)
     fixes, proof = find_fixes(stair, achieved_thresholds(bare, stair), bare)

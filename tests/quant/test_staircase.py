@@ -1,0 +1,52 @@
+"""Thresholds found by bisection against counting over every reachable accumulator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tinyq.quant import OrtLinear, Staircase, accumulator_bounds, build_staircase
+
+CASES = {
+    "rounds_half_to_even": OrtLinear(np.float32([0.5]), np.array([0]), np.array([0]), 0),
+    "steps_of_several_levels": OrtLinear(np.float32([9.7]), np.array([3]), np.array([-40]), 7),
+    "fine": OrtLinear(np.float32([0.0123]), np.array([-11]), np.array([5]), -128),
+    "relu_at_zero_point": OrtLinear(np.float32([0.04]), np.array([0]), np.array([0]), 5, 5, 127),
+    "constant": OrtLinear(np.float32([1e-7]), np.array([0]), np.array([0]), 3),
+    "saturated": OrtLinear(np.float32([1.0]), np.array([10**6]), np.array([0]), 0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("bounds", [(-3000, 2999), (0, 4095), (-7, -7), (17, 18)])
+def test_thresholds_count_every_output(name: str, bounds: tuple[int, int]) -> None:
+    oracle = CASES[name]
+    lo, hi = np.array([bounds[0]]), np.array([bounds[1]])
+    stair = build_staircase(oracle, lo, hi, -128, 127)
+    every = np.arange(bounds[0], bounds[1] + 1)
+    outputs = oracle(every[None, :])[0]
+    wanted = [bounds[0] + int(np.sum(outputs < level)) for level in range(-127, 128)]
+    assert stair.thresholds[0].tolist() == wanted
+    assert np.array_equal(stair.output(0, every), outputs)
+    assert stair.reachable == len(every)
+
+
+def test_sixteen_bit_outputs() -> None:
+    oracle = OrtLinear(np.float32([0.37]), np.array([5]), np.array([0]), 0, -32768, 32767)
+    stair = build_staircase(oracle, np.array([-90000]), np.array([90000]), -32768, 32767)
+    every = np.arange(-90000, 90001)
+    assert np.array_equal(stair.output(0, every), oracle(every[None, :])[0])
+
+
+def test_accumulator_bounds_are_reached() -> None:
+    rng = np.random.default_rng(5)
+    w = rng.integers(-127, 128, (7, 3, 3, 4))
+    lo, hi = accumulator_bounds(w, -128, 127)
+    flat = w.reshape(7, -1)
+    assert np.array_equal(hi, np.sum(flat * np.where(flat > 0, 127, -128), axis=1))
+    assert np.array_equal(lo, np.sum(flat * np.where(flat > 0, -128, 127), axis=1))
+
+
+def test_oracle_that_decreases_is_refused() -> None:
+    with pytest.raises(ValueError, match="monotone"):
+        Staircase(np.array([0]), np.array([9]), 0, 2, np.array([[5, 3]]))
