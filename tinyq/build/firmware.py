@@ -10,12 +10,15 @@ from tinyq.build.harness import boot_dir, render, write_config
 from tinyq.build.network import Network
 from tinyq.build.stack import read_callgraph
 from tinyq.build.toolchain import WARNINGS, Toolchain, arm_toolchain
+from tinyq.errors import error
 from tinyq.target import Board, Core
 
 _SOURCES = ("harness.c", "port_semihosting.c", "startup.c")
 _COMMON = ("-std=c99", *WARNINGS, "-Werror", "-ffunction-sections", "-fdata-sections")
 _LINK = ("-nostartfiles", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments")
 STACK_BYTES = 64 * 1024
+_GUARD_BYTES = 16 * 1024
+_HARNESS_STACK = 512  # main, its callees and an exception frame, rounded up
 
 
 def build_firmware(
@@ -54,6 +57,7 @@ def build_firmware(
             flags=flags,
             allow_float=allow_float,
         )
+        _require_stack(footprint, stack_bytes)
     write_config(network, folder)
     around = [*flags, *_port_flags(board), f"-I{network.folder}", f"-I{folder}"]
     for name in _SOURCES:
@@ -62,6 +66,16 @@ def build_firmware(
     executable = folder / "firmware.elf"
     toolchain.link(objects, executable, [*flags, *_LINK, f"-T{script}"])
     return Artifact(network, executable.resolve(), profile, core, board, footprint)
+
+
+def _require_stack(footprint: Footprint, stack_bytes: int) -> None:
+    needed = footprint.stack_bound_bytes + _HARNESS_STACK
+    if needed > stack_bytes:
+        raise error(
+            "TQ405",
+            f"the network may need {footprint.stack_bound_bytes} bytes of stack, {needed} with its "
+            f"caller; the firmware has {stack_bytes}",
+        )
 
 
 def _compile_network(
@@ -82,6 +96,7 @@ def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:
         flash=board.mcu.memory("flash"),
         ram=board.mcu.memory("ram"),
         stack_bytes=stack_bytes,
+        guard_bytes=_GUARD_BYTES,
     )
     script.write_text(text, encoding="utf-8")
     return script

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,11 +55,11 @@ def samples_file(network: Network, samples: Sequence[NDArray[np.generic]]) -> by
             raise _misfit("the inputs have different numbers of samples")
         if array.dtype != np.dtype(port.dtype):
             raise _misfit(f"input '{port.name}' is {array.dtype}, not {port.dtype}")
-        flat = np.ascontiguousarray(array).reshape(count, -1)
-        if count and flat.shape[1] * flat.itemsize != port.bytes:
+        if math.prod(array.shape[1:]) * array.itemsize != port.bytes:
             shape = "x".join(map(str, array.shape[1:]))
             raise _misfit(f"a sample of input '{port.name}' is {shape}, not {port.bytes} bytes")
-        columns.append(flat.view(np.uint8).reshape(count, port.bytes))
+        raw = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+        columns.append(raw.reshape(count, port.bytes))
     head = np.array([count, network.sample_bytes], "<u4").tobytes()
     return _MAGIC + head + np.concatenate(columns, axis=1).tobytes()
 
