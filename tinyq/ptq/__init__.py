@@ -15,6 +15,14 @@ from tinyq.ptq.data import (
 )
 from tinyq.ptq.pipeline import PtqResult, inputs_of, quantize
 from tinyq.ptq.quality import CalibratorScore, LayerQuality, OutputQuality, PtqReport
+from tinyq.ptq.sensitivity import (
+    LayerSensitivity,
+    SearchResult,
+    SearchStep,
+    SensitivityReport,
+    search,
+    sensitivity,
+)
 
 __all__ = [
     "CALIBRATORS",
@@ -23,12 +31,18 @@ __all__ = [
     "ImageOptions",
     "InputInfo",
     "LayerQuality",
+    "LayerSensitivity",
     "OutputQuality",
     "PtqConfig",
     "PtqReport",
     "PtqResult",
+    "SearchResult",
+    "SearchStep",
+    "SensitivityReport",
     "from_arrays",
     "inputs_of",
     "load_calibration",
     "quantize",
+    "search",
+    "sensitivity",
 ]

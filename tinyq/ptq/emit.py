@@ -21,6 +21,8 @@ _ONNX_TYPE = {
     "int16": TensorProto.INT16,
 }
 
+_NEW_BIAS = "\0bias"  # not a name that a tensor of the graph can have
+
 
 @dataclass
 class _Writer:
@@ -167,7 +169,7 @@ def _write_constants(writer: _Writer, unit: Unit) -> dict[str, str]:
         weights = writer.plan.weights[unit.name]
         found[unit.weight] = _write_weight(writer, unit, weights)
         if weights.bias is not None:
-            found[unit.bias or "bias"] = _write_bias(writer, unit, weights)
+            found[unit.bias or _NEW_BIAS] = _write_bias(writer, unit, weights)
     return found
 
 
@@ -198,11 +200,11 @@ def _write_bias(writer: _Writer, unit: Unit, weights: WeightPlan) -> str:
 
 def _set_bias(copy: onnx.NodeProto, unit: Unit, replaced: dict[str, str]) -> None:
     """Attach a bias that the float node did not have (bias correction gives one)."""
-    if unit.bias or "bias" not in replaced:
+    if unit.bias or _NEW_BIAS not in replaced:
         return
     while len(copy.input) < 3:
         copy.input.append("")
-    copy.input[2] = replaced["bias"]
+    copy.input[2] = replaced[_NEW_BIAS]
 
 
 def _finish(writer: _Writer) -> onnx.ModelProto:

@@ -235,9 +235,10 @@ def _fold_one_affine(graph: Graph, node: NodeProto) -> bool:
     if value is None or (node.op_type == "Div" and not value.all()):
         return False
     one, zero = np.ones_like(value), np.zeros_like(value)
+    divisor: Floats = np.where(value == 0, one, value).astype(np.float32)
     folds: dict[str, tuple[Floats, Floats]] = {
         "Mul": (value, zero),
-        "Div": (np.float32(1) / value, zero),
+        "Div": (np.divide(one, divisor, dtype=np.float32), zero),
         "Add": (one, value),
         "Sub": (one, -value),
     }

@@ -105,14 +105,15 @@ class PtqReport:
 
     def to_json(self) -> str:
         """The report as JSON; infinite ratios are null."""
-        return json.dumps(_finite(asdict(self)), indent=2, sort_keys=True)
+        return json.dumps(finite(asdict(self)), indent=2, sort_keys=True)
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
+    """``value`` with infinite and undefined floats, which JSON lacks, as None."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

@@ -114,6 +114,10 @@ def _tune(
         weights = _learn(graph, unit, weights, inputs, paths, config, notices)
     if not config.bias_correction:
         return weights
+    if unit.operator == "MatMul" and not unit.bias:
+        text = "it has no bias to correct"
+        notices.append(Diagnostic("TQ625", text, node=unit.name, operator=unit.operator))
+        return weights
     bias = _corrected_bias(graph, unit, weights, inputs, [b[source] for b in paths.float])
     return with_bias(weights, bias, params.scale)
 
