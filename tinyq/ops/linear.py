@@ -216,9 +216,7 @@ def make_linear(
     y = island.quant
     total = weights.reshape(len(weights), -1).sum(axis=1)
     offset = -x.quant.zero_point * total
-    limits = clamp_levels(
-        reader.low, reader.high, y.scale, y.zero_point, island.qmin, island.qmax
-    )
+    limits = output_limits(island, reader.low, reader.high)
     bias = integer_bias(reader, x.quant.scale, w_scale)
     oracle: LinearOracle
     if bias is not None:
@@ -231,6 +229,18 @@ def make_linear(
         )
     real = np.float64(x.quant.scale) * w_scale.astype(np.float64) / y.scale
     return Linear(weights, oracle, real, *limits)
+
+
+def output_limits(island: Island, low: float, high: float) -> tuple[int, int]:
+    """The island's output range once clamped to [low, high] in real units."""
+    return clamp_levels(
+        low,
+        high,
+        scale=island.quant.scale,
+        zero_point=island.quant.zero_point,
+        qmin=island.qmin,
+        qmax=island.qmax,
+    )
 
 
 def integer_bias(reader: EpilogueReader, x_scale: float, w_scale: Float32) -> Int64 | None:

@@ -96,7 +96,8 @@ class LutParams:
 class Broadcast:
     """Loops over two operands: output ``shape`` and each operand's stride per axis (0 repeats).
 
-    Made by :func:`broadcast`; at most 6 axes, and the last one is the innermost loop.
+    Made by :func:`broadcast`; the last axis is the innermost loop. The C function is FN(a, b, y),
+    or FN(a, y, b) with the kernel's ``b_constant``.
     """
 
     shape: Shape
@@ -109,7 +110,8 @@ class AddParams:
     """``ops/add_s8.c.j2``: y = clamp((a * multiplier_a + b * multiplier_b + addend) >> shift).
 
     Everything fits int32 for all a, b in int8. ``fixes`` are (a, b, delta), delta added before the
-    clamp. No constants.
+    clamp. With ``half_even`` the shift rounds half to even and ``zero_point`` is added after it.
+    With ``b_constant`` the second operand is a constant, read after y.
     """
 
     loops: Broadcast
@@ -120,6 +122,9 @@ class AddParams:
     qmin: int = -128
     qmax: int = 127
     fixes: tuple[tuple[int, int, int], ...] = ()
+    half_even: bool = False
+    zero_point: int = 0
+    b_constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,8 @@ class MulParams:
     """``ops/mul_s8.c.j2``: acc = (a - a_zero_point) * (b - b_zero_point), then
     y = clamp((mulhi(acc << pre_shift, multiplier) + addend) >> post_shift, qmin, qmax).
 
-    ``fixes`` are (a, b, delta), delta added before the clamp. No constants.
+    ``fixes`` are (a, b, delta), delta added before the clamp. With ``b_constant`` the second operand
+    is a constant, read after y.
     """
 
     loops: Broadcast
@@ -140,6 +146,7 @@ class MulParams:
     qmin: int = -128
     qmax: int = 127
     fixes: tuple[tuple[int, int, int], ...] = ()
+    b_constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,42 @@ class ExtremumParams:
 
     loops: Broadcast
     kind: str
+    b_constant: bool = False
+
+
+@dataclass(frozen=True)
+class SoftmaxParams:
+    """``ops/softmax_s8.c.j2``: rows of ``depth``; constant: ``uint32_t`` exp [256].
+
+    divisor = (sum * divisor_multiplier) >> divisor_shift; y = clamp(round_half_even(256 * e /
+    divisor) + zero_point). Input and output may be one buffer.
+    """
+
+    rows: int
+    depth: int
+    divisor_multiplier: int
+    divisor_shift: int
+    zero_point: int
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True)
+class MatMulParams:
+    """``ops/matmul_s8.c.j2``: y [batch, m, n] from a [batch, m, k] and b [batch, k, n].
+
+    acc sums (a - a_zero_point) * (b - b_zero_point); ``multiplier`` and ``addend`` serve all.
+    """
+
+    batch: int
+    m: int
+    k: int
+    n: int
+    a_zero_point: int
+    b_zero_point: int
+    multiplier: int
+    addend: int
+    requant: RequantParams
 
 
 @dataclass(frozen=True)
@@ -312,7 +355,7 @@ def _strides(shape: Shape, operand: Shape) -> Shape:
     return tuple(reversed(strides))
 
 
-def window_counts(
+def window_counts(  # noqa: PLR0917 (an axis's geometry, in the order of Window)
     in_size: int, out_size: int, kernel: int, stride: int, before: int, after: int, padded: bool
 ) -> tuple[int, ...]:
     """Taps that each output position averages along one axis; ``padded`` counts padding too."""

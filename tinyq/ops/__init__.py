@@ -1,0 +1,39 @@
+"""Operators of the integer stage: one file each, and this registry."""
+
+from __future__ import annotations
+
+from tinyq.ops.add import Add
+from tinyq.ops.average_pool2d import AveragePool2d
+from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, Registry
+from tinyq.ops.concat import Concat
+from tinyq.ops.conv2d import Conv2d
+from tinyq.ops.dense import Dense
+from tinyq.ops.extremum import Extremum
+from tinyq.ops.lut import Lut
+from tinyq.ops.matmul import MatMul
+from tinyq.ops.max_pool2d import MaxPool2d
+from tinyq.ops.mul import Mul
+from tinyq.ops.pad import Pad
+from tinyq.ops.rebase import Rebase
+from tinyq.ops.reshape import Reshape
+from tinyq.ops.resize_nearest import ResizeNearest
+from tinyq.ops.slice import Slice
+from tinyq.ops.softmax import Softmax
+from tinyq.ops.transpose import Transpose
+
+REGISTRY = Registry()
+for _operator in (
+    Conv2d(), Dense(), MatMul(), Add(), Mul(), Extremum(), Lut(), Softmax(), AveragePool2d(),
+    MaxPool2d(), Concat(), Slice(), Pad(), Reshape(), Transpose(), ResizeNearest(), Rebase(),
+):  # fmt: skip
+    REGISTRY.add(_operator)
+
+__all__ = [
+    "REGISTRY",
+    "Kernel",
+    "KernelCall",
+    "Operator",
+    "PackedConstant",
+    "Refusal",
+    "Registry",
+]

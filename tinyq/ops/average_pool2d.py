@@ -1,0 +1,274 @@
+"""Means: AveragePool, GlobalAveragePool and ReduceMean.
+
+A mean over a window is a sum requantized by its count; a mean over other axes is a pool of a
+reshaped tensor, [1, outer, reduced, inner] with a window of 1 by ``reduced``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, QuantParams, TensorType, Value
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.layout import from_nhwc, reshape, to_nhwc, transpose
+from tinyq.ops.linear import output_limits
+from tinyq.ops.lowering import Emitter, Island
+from tinyq.ops.params import AvgPool2dParams, CountRequant, window_counts
+from tinyq.ops.windows import Window, onnx_window
+from tinyq.quant import Requant, apply, build_staircase, synthesize
+from tinyq.target import Core
+
+
+@dataclass(frozen=True)
+class MeanOracle:
+    """Sums of ``count`` int8 values to outputs: the real mean, rounded half to even.
+
+    acc int64[1, n] -> int64[1, n]: rint((acc - count * x_zero_point) * x_scale / (count * y_scale))
+    + y_zero_point, clamped, in float64, which is exact for these magnitudes but for the quotient.
+    """
+
+    count: int
+    x: QuantParams
+    y: QuantParams
+    qmin: int
+    qmax: int
+
+    def __call__(self, acc: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Outputs of raw sums."""
+        real = (acc - self.count * self.x.zero_point) * self.scale
+        levels = np.rint(real).astype(np.int64) + self.y.zero_point
+        return np.clip(levels, self.qmin, self.qmax)
+
+    @property
+    def scale(self) -> float:
+        """Output units for one unit of the sum."""
+        return self.x.scale / (self.y.scale * self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePool2dAttrs:
+    """The window, whether padding counts, and the requantization for every count that occurs."""
+
+    window: Window
+    count_include_pad: bool
+    x: QuantParams
+    qmin: int
+    qmax: int
+    requants: tuple[tuple[int, Requant], ...] = ()
+
+    def __str__(self) -> str:
+        return f"window={self.window} include_pad={self.count_include_pad}"
+
+
+class AveragePool2d(Operator):
+    """The operator ``average_pool2d`` over [1, H, W, C]."""
+
+    name: ClassVar[str] = "average_pool2d"
+    summary: ClassVar[str] = "Means: average pools (both counts of padding), global, over any axes"
+    onnx: ClassVar[tuple[str, ...]] = (
+        "AveragePool", "GlobalAveragePool", "ReduceMean",
+        "QLinearAveragePool", "QLinearGlobalAveragePool",
+    )  # fmt: skip
+
+    def infer(self, node: Node) -> tuple[TensorType, ...]:
+        """The pooled shape, int8."""
+        x, w = node.input(0).type, _attrs(node).window
+        size = [
+            (x.shape[k + 1] + w.pads[k] + w.pads[k + 2] - w.kernel_hw[k]) // w.stride_hw[k] + 1
+            for k in (0, 1)
+        ]
+        shape = (x.shape[0], *size, x.shape[3])
+        return (TensorType(shape, DType.INT8, node.output.type.quant),)
+
+    def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
+        """Sum, then requantize by the count of each position."""
+        a, x = _attrs(node), inputs[0].astype(np.int64)
+        rows, columns = _counts(node)
+        # Taps outside the padding of a count that includes it add nothing.
+        sums = _window_sums(x, a, node.output.type.shape)
+        counts = np.outer(rows, columns)
+        result = np.zeros(sums.shape, np.int8)
+        for count, requant in a.requants:
+            at = counts == count
+            result[:, at] = apply(requant, sums[:, at][..., None])[..., 0]
+        return (result,)
+
+    def synthesize(self, node: Node) -> AveragePool2dAttrs:
+        """Attributes with one requantization a count."""
+        a, y = _attrs(node), node.output.type.quant
+        if y is None:
+            raise InvalidGraphError(f"'{node.name}' has no output quantization")
+        rows, columns = _counts(node)
+        requants = []
+        for count in sorted({r * c for r in rows for c in columns}):
+            oracle = MeanOracle(count, a.x, y, a.qmin, a.qmax)
+            low, high = np.array([-128 * count]), np.array([127 * count])
+            stair = build_staircase(oracle, low, high, a.qmin, a.qmax)
+            requants.append((count, synthesize(stair, np.array([oracle.scale]))))
+        return replace(a, requants=tuple(requants))
+
+
+def _attrs(node: Node) -> AveragePool2dAttrs:
+    if not isinstance(node.attrs, AveragePool2dAttrs):
+        raise InvalidGraphError(f"'{node.name}' has no AveragePool2dAttrs")
+    return node.attrs
+
+
+def _counts(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    a, x, y = _attrs(node), node.input(0).type.shape, node.output.type.shape
+    w = a.window
+    rows, columns = (
+        window_counts(
+            x[k + 1], y[k + 1], w.kernel_hw[k], w.stride_hw[k], w.pads[k], w.pads[k + 2],
+            a.count_include_pad,
+        )
+        for k in (0, 1)
+    )  # fmt: skip
+    return rows, columns
+
+
+def _window_sums(
+    x: npt.NDArray[np.int64], a: AveragePool2dAttrs, shape: tuple[int, ...]
+) -> npt.NDArray[np.int64]:
+    w = a.window
+    fill = a.x.zero_point if a.count_include_pad else 0
+    widths = ((0, 0), (w.pads[0], w.pads[2]), (w.pads[1], w.pads[3]), (0, 0))
+    padded = np.pad(x, widths, constant_values=fill)
+    sums = np.zeros((len(x), *shape[1:]), np.int64)
+    for ky in range(w.kernel_hw[0]):
+        for kx in range(w.kernel_hw[1]):
+            taps = padded[:, ky :: w.stride_hw[0], kx :: w.stride_hw[1]]
+            sums += taps[:, : shape[1], : shape[2]]
+    return sums
+
+
+def _limits(emitter: Emitter, island: Island, node: Node) -> tuple[int, int] | None:
+    """Output range after the clamps that follow ``node`` in its island."""
+    low, high, value = -np.inf, np.inf, node.output
+    while (after := island.consumer(value)) is not None:
+        bounds = {"Relu": (0.0, np.inf)}.get(after.op)
+        if after.op == "Clip":
+            reals = [
+                None if v is None else island.constant_real(v)
+                for v in (after.optional_input(1), after.optional_input(2))
+            ]
+            bounds = (
+                -np.inf if reals[0] is None else float(reals[0].reshape(-1)[0]),
+                np.inf if reals[1] is None else float(reals[1].reshape(-1)[0]),
+            )
+        if bounds is None:
+            emitter.refuse(
+                "TQ202", after, f"its input '{value.name}' comes from {node.op} in float",
+                "Quantize the tensor between the two operators.",
+            )  # fmt: skip
+            return None
+        low, high, value = max(low, bounds[0]), min(high, bounds[1]), after.output
+    return output_limits(island, low, high)
+
+
+def lower_mean(emitter: Emitter, island: Island, node: Node) -> Value | None:
+    """AveragePool, GlobalAveragePool or ReduceMean of the QDQ graph."""
+    source = island.sources.get(node.input(0))
+    limits = _limits(emitter, island, node)
+    if limits is None:
+        return None
+    if source is None:
+        emitter.refuse("TQ202", node, f"its input '{node.input(0).name}' is not quantized")
+        return None
+    x = source.value
+    if node.op != "AveragePool":
+        return _lower_reduction(emitter, island, node, x, source.quant, limits)
+    rank = len(x.type.shape)
+    window = onnx_window(node, x.type.shape[2:]) if rank in (3, 4) else None
+    if window is None or window.dilation_hw != (1, 1):
+        emitter.refuse("TQ203", node, f"rank {rank} or dilations", "Use 1 or 2 spatial dimensions.")
+        return None
+    attrs = AveragePool2dAttrs(
+        window, bool(node.attrs.get("count_include_pad", 0)), source.quant, *limits
+    )
+    nhwc = to_nhwc(emitter, node.name, x)
+    shape = node.output.type.shape
+    out = (shape[0], *((1,) if rank == 3 else ()), *shape[2:], shape[1])
+    y = emitter.emit(
+        "average_pool2d", node.name, (nhwc,), island.output_type.with_shape(out), attrs
+    )
+    return from_nhwc(emitter, node.name, y, shape)
+
+
+def _lower_reduction(
+    emitter: Emitter, island: Island, node: Node, x: Value, quant: QuantParams,
+    limits: tuple[int, int],
+) -> Value:  # fmt: skip
+    """A mean over any axes: bring them together, pool, restore the declared shape."""
+    shape = x.type.shape
+    axes = _axes(node, len(shape))
+    if len(shape) == 4 and axes == (2, 3):
+        x = transpose(emitter, f"{node.name}:nhwc", x, (0, 2, 3, 1))
+        outer, inner = 1, shape[1]
+    else:
+        kept = tuple(k for k in range(len(shape)) if k not in axes)
+        perm = (*kept, *axes)
+        if perm != tuple(range(len(shape))):
+            x = transpose(emitter, f"{node.name}:last", x, perm)
+        outer, inner = math.prod(shape[k] for k in kept), 1
+    reduced = math.prod(shape[k] for k in axes)
+    if not (len(shape) == 4 and axes == (2, 3)):
+        x = reshape(emitter, f"{node.name}:rows", x, (1, outer, reduced, inner))
+        window = Window((1, reduced), (1, reduced), (1, 1), (0, 0, 0, 0))
+    else:
+        window = Window(shape[2:4], shape[2:4], (1, 1), (0, 0, 0, 0))
+    attrs = AveragePool2dAttrs(window, False, quant, *limits)
+    pooled = (1, outer, 1, inner)
+    y = emitter.emit(
+        "average_pool2d", node.name, (x,), island.output_type.with_shape(pooled), attrs
+    )
+    return reshape(emitter, f"{node.name}:shape", y, node.output.type.shape)
+
+
+def _axes(node: Node, rank: int) -> tuple[int, ...]:
+    if node.op == "GlobalAveragePool":
+        return tuple(range(2, rank))
+    given = node.attrs.get("axes")
+    if given is None and (value := node.optional_input(1)) is not None:
+        given = tuple(int(v) for v in value.array.reshape(-1))
+    if not given:
+        return tuple(range(rank))
+    return tuple(sorted(axis % rank for axis in given))
+
+
+class AveragePool2dS8(Kernel):
+    """Portable C: a sum a channel."""
+
+    name: ClassVar[str] = "avg_pool2d_s8"
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """Always possible."""
+        a, x, y = _attrs(node), node.input(0).type.shape, node.output.type
+        w = a.window
+        params = AvgPool2dParams(
+            x[1], x[2], x[3], y.shape[1], y.shape[2], *w.kernel_hw, *w.stride_hw, *w.pads[:2],
+            *w.pads[2:], a.count_include_pad, a.x.zero_point,
+            tuple(_count_requant(count, requant) for count, requant in a.requants),
+            a.qmin, a.qmax,
+        )  # fmt: skip
+        taps = w.kernel_hw[0] * w.kernel_hw[1]
+        return KernelCall(
+            self.name, "ops/avg_pool2d_s8.c.j2", params,
+            instructions=y.elements * (4 * taps + 20), reason="portable",
+        )  # fmt: skip
+
+
+def _count_requant(count: int, requant: Requant) -> CountRequant:
+    fixes = tuple((fix.accumulator, fix.delta) for fix in requant.fixes)
+    return CountRequant(
+        count, int(requant.multiplier[0]), int(requant.addend[0]), requant.pre_shift,
+        int(np.asarray(requant.post_shift).reshape(-1)[0]), fixes,
+    )  # fmt: skip
+
+
+AveragePool2d.kernels = (AveragePool2dS8(),)

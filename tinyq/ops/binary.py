@@ -1,0 +1,89 @@
+"""What elementwise operators of two tensors share: their oracle over all 65,536 pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyq.ir import InvalidGraphError, Node, QuantParams, Value
+from tinyq.ops.lowering import Emitter, Island, Source
+from tinyq.ops.params import Broadcast, broadcast
+
+Fixes = tuple[tuple[int, int, int], ...]
+"""Pairs that a formula gets wrong: (a, b, delta), delta added before the clamp."""
+
+Pairs = npt.NDArray[np.int64]
+"""Outputs int64 [256, 256] for a = -128..127 (rows) and b = -128..127 (columns)."""
+
+FIX_LIMIT = 64
+CODES = np.arange(-128, 128, dtype=np.int64)
+
+
+def loops_of(node: Node) -> Broadcast:
+    """Loops of the kernel over the node's two operands."""
+    return broadcast(node.output.type.shape, node.input(0).type.shape, node.input(1).type.shape)
+
+
+def broadcast_shape(node: Node) -> tuple[int, ...]:
+    """The numpy broadcast of two operands; InvalidGraphError when they do not."""
+    try:
+        return np.broadcast_shapes(node.input(0).type.shape, node.input(1).type.shape)
+    except ValueError:
+        raise InvalidGraphError(f"{node.op} '{node.name}': shapes do not broadcast") from None
+
+
+def operands(
+    emitter: Emitter, island: Island, node: Node
+) -> tuple[tuple[Value, Source], tuple[Value, Source]] | None:
+    """The two operands as integers; quantized constants become constant tensors.
+
+    None after refusing a node that computes from another float operator's result.
+    """
+    found = []
+    for value in (node.input(0), node.input(1)):
+        source = island.sources.get(value)
+        constant = island.constants.get(value)
+        if source is None and constant is not None and constant.quant.is_per_tensor:
+            shift = 128 if constant.dtype.value == "uint8" else 0
+            integers = constant.integers - shift
+            quant = QuantParams.per_tensor(constant.quant.scale, constant.quant.zero_point - shift)
+            data = emitter.constant(f"{node.name}:constant", integers.astype(np.int8), quant)
+            source = Source(data, quant)
+        if source is None:
+            emitter.refuse(
+                "TQ202", node, f"its operand '{value.name}' is not quantized",
+                "Quantize every operand: QuantizeLinear and DequantizeLinear before the operator.",
+            )  # fmt: skip
+            return None
+        found.append((value, source))
+    return found[0], found[1]
+
+
+def computed_first(a: Value, b: Value) -> bool:
+    """Whether the operands are in the order that kernels take: a constant comes second."""
+    return not a.is_constant or b.is_constant
+
+
+def all_pairs(emitter: Emitter, island: Island) -> Pairs:
+    """The island's outputs for every pair of its two operands."""
+    a = np.repeat(CODES, 256).astype(np.int8)
+    b = np.tile(CODES, 256).astype(np.int8)
+    return np.asarray(emitter.evaluate(island, [a, b], True), np.int64).reshape(256, 256)
+
+
+def pair_fixes(wanted: Pairs, levels: Pairs, qmin: int, qmax: int) -> Fixes:
+    """The pairs at which clamped ``levels`` differ from ``wanted``, with what mends them."""
+    wrong = np.argwhere(np.clip(levels, qmin, qmax) != wanted)
+    return tuple(
+        (int(CODES[i]), int(CODES[j]), int(wanted[i, j] - levels[i, j])) for i, j in wrong
+    )
+
+
+def apply_fixes(
+    levels: npt.NDArray[np.int64], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], fixes: Fixes
+) -> npt.NDArray[np.int64]:
+    """``levels`` (broadcast of a and b) with the deltas of the listed pairs added."""
+    for fix_a, fix_b, delta in fixes:
+        levels = levels + delta * ((a == fix_a) & (b == fix_b))
+    return levels
+

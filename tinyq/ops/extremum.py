@@ -1,0 +1,102 @@
+"""Elementwise maximum and minimum of two tensors of one quantization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
+from tinyq.ops.add import constant_operands, same_size_inputs
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.binary import CODES, all_pairs, broadcast_shape, computed_first, loops_of, operands
+from tinyq.ops.lowering import Emitter, Island
+from tinyq.ops.lut import LutAttrs, all_codes
+from tinyq.ops.params import ExtremumParams
+from tinyq.target import Core
+
+
+@dataclass(frozen=True)
+class ExtremumAttrs:
+    """``kind`` is ``max`` or ``min``."""
+
+    kind: str
+
+
+class Extremum(Operator):
+    """The operator ``extremum``."""
+
+    name: ClassVar[str] = "extremum"
+    summary: ClassVar[str] = "Maximum or minimum of two tensors, with broadcasting"
+    onnx: ClassVar[tuple[str, ...]] = ("Max", "Min")
+
+    def infer(self, node: Node) -> tuple[TensorType, ...]:
+        """The broadcast shape, int8."""
+        return (TensorType(broadcast_shape(node), DType.INT8, node.output.type.quant),)
+
+    def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
+        """Compare."""
+        function = np.maximum if _kind(node) == "max" else np.minimum
+        return (function(inputs[0], inputs[1]),)
+
+
+def _kind(node: Node) -> str:
+    if not isinstance(node.attrs, ExtremumAttrs):
+        raise InvalidGraphError(f"'{node.name}' has no ExtremumAttrs")
+    return node.attrs.kind
+
+
+def lower_extremum(emitter: Emitter, island: Island, node: Node) -> Value | None:
+    """Max or Min of two operands: requantize each to the output's grid, then compare.
+
+    Rounding is monotone, so the maximum of the requantized is the requantized maximum.
+    """
+    found = operands(emitter, island, node) if len(node.inputs) == 2 else None
+    if found is None:
+        if len(node.inputs) != 2:
+            emitter.refuse("TQ203", node, f"{len(node.inputs)} operands", "Two are supported.")
+        return None
+    wanted = all_pairs(emitter, island)
+    # Against the other operand's far end, a maximum is its own operand alone.
+    far = 0 if node.op == "Max" else 255
+    tables = (wanted[:, far], wanted[far, :])
+    function = np.maximum if node.op == "Max" else np.minimum
+    if not np.array_equal(function(tables[0][:, None], tables[1][None, :]), wanted):
+        emitter.refuse("TQ203", node, "the operands' scales are too far apart")
+        return None
+    operands_ = []
+    for k, ((_, source), table) in enumerate(zip(found, tables, strict=True)):
+        value = source.value
+        if not np.array_equal(table, CODES):
+            row = np.zeros((1, 256), np.int8)
+            row[0, all_codes().view(np.uint8)] = table[all_codes().astype(np.int64) + 128]
+            constant = emitter.constant(f"{island.name}:table{k}", row)
+            type_ = TensorType(value.type.shape, DType.INT8, island.quant)
+            value = emitter.emit(
+                "lut", f"{island.name}:requantize{k}", (value, constant), type_, LutAttrs()
+            )
+        operands_.append(value)
+    attrs = ExtremumAttrs(node.op.lower())
+    if not computed_first(operands_[0], operands_[1]):
+        operands_.reverse()
+    return emitter.emit("extremum", island.name, operands_, island.output_type, attrs)
+
+
+class ExtremumS8(Kernel):
+    """Portable C: a compare an element."""
+
+    name: ClassVar[str] = "extremum_s8"
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """Always possible."""
+        loops = loops_of(node)
+        return KernelCall(
+            self.name, "ops/extremum_s8.c.j2", 
+            ExtremumParams(loops, _kind(node), node.input(1).is_constant),
+            constant_operands(node), instructions=8 * node.output.type.elements,
+            in_place=same_size_inputs(node), reason="portable",
+        )  # fmt: skip
+
+
+Extremum.kernels = (ExtremumS8(),)

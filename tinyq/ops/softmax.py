@@ -1,0 +1,129 @@
+"""Softmax over the last axis, in integers.
+
+Exponentials of the 256 possible differences from the row's maximum are a table of fixed-point
+numbers, as wide as their sum over the row fits 31 bits; the quotient is developed by long division,
+nine bits, and rounded half to even. The result differs from a real softmax's rounding only where
+that lies closer to a boundary than the table's precision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
+from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
+from tinyq.ops.layout import transpose
+from tinyq.ops.lowering import Emitter, Island
+from tinyq.ops.params import SoftmaxParams
+from tinyq.target import Core
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxAttrs:
+    """table: uint32 [256], exp(-d * x_scale) in fixed point for a difference d = max - x.
+
+    The divisor is ``(sum * divisor_multiplier) >> divisor_shift``, the sum of the row times 256
+    times the output's scale; y = clamp(round_half_even(256 * e / divisor) + zero_point).
+    """
+
+    table: npt.NDArray[np.uint32]
+    divisor_multiplier: int
+    divisor_shift: int
+    zero_point: int
+    qmin: int
+    qmax: int
+
+    def __str__(self) -> str:
+        return f"divisor={self.divisor_multiplier}>>{self.divisor_shift}"
+
+
+class Softmax(Operator):
+    """The operator ``softmax`` over the last axis."""
+
+    name: ClassVar[str] = "softmax"
+    summary: ClassVar[str] = "Softmax over any axis: a table of exponentials and a long division"
+    onnx: ClassVar[tuple[str, ...]] = ("Softmax", "QLinearSoftmax")
+
+    def infer(self, node: Node) -> tuple[TensorType, ...]:
+        """The input's shape, int8."""
+        return (TensorType(node.input(0).type.shape, DType.INT8, node.output.type.quant),)
+
+    def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
+        """Exponentials, sum, rounded quotients."""
+        a = attrs_of(node)
+        x = inputs[0].astype(np.int64)
+        e = a.table[x.max(axis=-1, keepdims=True) - x].astype(np.int64)
+        total = e.sum(axis=-1, keepdims=True)
+        divisor = np.clip((total * a.divisor_multiplier) >> a.divisor_shift, 1, 2**31 - 1)
+        quotient, rest = np.divmod(e << 8, divisor)
+        quotient += (2 * rest > divisor) | ((2 * rest == divisor) & (quotient & 1 == 1))
+        return (np.clip(quotient + a.zero_point, a.qmin, a.qmax).astype(np.int8),)
+
+
+def attrs_of(node: Node) -> SoftmaxAttrs:
+    """The node's attributes."""
+    if not isinstance(node.attrs, SoftmaxAttrs):
+        raise InvalidGraphError(f"'{node.name}' has no SoftmaxAttrs")
+    return node.attrs
+
+
+def lower_softmax(emitter: Emitter, island: Island, node: Node) -> Value | None:
+    """Softmax of the QDQ graph over any axis."""
+    source = island.sources.get(node.input(0))
+    if source is None or len(island.nodes) != 1:
+        emitter.refuse(
+            "TQ202", node, "its input or what follows it is in float",
+            "Quantize the tensors before and after Softmax.",
+        )  # fmt: skip
+        return None
+    x, rank = source.value, len(island.output_shape)
+    axis = int(node.attrs.get("axis", -1)) % rank
+    attrs = make_attrs(x.type.shape[axis], source.quant.scale, island)
+    perm = tuple(rank - 1 if k == axis else axis if k == rank - 1 else k for k in range(rank))
+    if axis != rank - 1:
+        x = transpose(emitter, f"{node.name}:last", x, perm)
+    y = emitter.emit(
+        "softmax", island.name, (x,), island.output_type.with_shape(x.type.shape), attrs
+    )
+    return y if axis == rank - 1 else transpose(emitter, f"{node.name}:back", y, perm)
+
+
+def make_attrs(depth: int, x_scale: float, island: Island) -> SoftmaxAttrs:
+    """Table and divisor for rows of ``depth`` elements."""
+    bits = 30 - math.ceil(math.log2(depth)) if depth > 1 else 30
+    exponents = -np.arange(256, dtype=np.float64) * np.float64(np.float32(x_scale))
+    table = np.rint(np.exp(exponents) * 2.0**bits).astype(np.uint32)
+    factor = 256.0 * island.quant.scale
+    shift = 0
+    while shift < 30 and factor != round(factor) and round(factor * 2) < 2**15:
+        factor, shift = factor * 2, shift + 1
+    return SoftmaxAttrs(
+        table, max(round(factor), 1), shift, island.quant.zero_point, island.qmin, island.qmax
+    )
+
+
+class SoftmaxS8(Kernel):
+    """Portable C: no division instruction, no floating point."""
+
+    name: ClassVar[str] = "softmax_s8"
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """Always possible."""
+        a, y = attrs_of(node), node.output.type
+        depth = y.shape[-1] if y.shape else 1
+        params = SoftmaxParams(
+            y.elements // depth, depth, a.divisor_multiplier, a.divisor_shift, a.zero_point,
+            a.qmin, a.qmax,
+        )  # fmt: skip
+        return KernelCall(
+            self.name, "ops/softmax_s8.c.j2", params, (PackedConstant("exp", a.table, "uint32_t"),),
+            instructions=70 * y.elements, in_place=(0,), reason="portable",
+        )  # fmt: skip
+
+
+Softmax.kernels = (SoftmaxS8(),)

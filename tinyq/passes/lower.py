@@ -1,0 +1,400 @@
+"""Lowers a QDQ graph to the integer stage: one node for each island of float operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tinyq.errors import Diagnostic, TinyqError
+from tinyq.ir import DType, Graph, Node, QuantParams, Stage, TensorType, Value, check
+from tinyq.ir.graph import without_dead_nodes
+from tinyq.ops.add import lower_add
+from tinyq.ops.average_pool2d import lower_mean
+from tinyq.ops.concat import lower_concat
+from tinyq.ops.conv2d import lower_conv
+from tinyq.ops.dense import lower_dense
+from tinyq.ops.extremum import lower_extremum
+from tinyq.ops.lowering import Emitter, Evaluate, Island, LowerRule, QuantizedConstant, Source
+from tinyq.ops.lut import UNARY, lower_unary
+from tinyq.ops.matmul import lower_matmul
+from tinyq.ops.max_pool2d import lower_max_pool
+from tinyq.ops.mul import lower_mul
+from tinyq.ops.pad import lower_pad
+from tinyq.ops.resize_nearest import lower_resize
+from tinyq.ops.slice import lower_gather, lower_slice, lower_split
+from tinyq.ops.softmax import lower_softmax
+from tinyq.ops.transpose import TransposeAttrs
+
+MoveRule = Callable[[Emitter, Node, tuple[Value, ...]], tuple[Value, ...]]
+
+CORES: dict[str, LowerRule] = {
+    "Conv": lower_conv,
+    "Gemm": lower_dense,
+    "MatMul": lower_dense,
+    "AveragePool": lower_mean,
+    "GlobalAveragePool": lower_mean,
+    "ReduceMean": lower_mean,
+    "Softmax": lower_softmax,
+}
+"""Operators that compute more than one element at a time: at most one an island."""
+
+BINARIES: dict[str, LowerRule] = {
+    "Add": lower_add,
+    "Sub": lower_add,
+    "Mul": lower_mul,
+    "Max": lower_extremum,
+    "Min": lower_extremum,
+}
+"""Elementwise operators of two activations; with one activation they become a table."""
+
+
+def _lower_transpose(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+    rank = len(inputs[0].type.shape)
+    perm = node.attrs.get("perm") or tuple(reversed(range(rank)))
+    out = inputs[0].type.with_shape(node.output.type.shape)
+    return (emitter.emit("transpose", node.name, inputs, out, TransposeAttrs(tuple(perm))),)
+
+
+def _lower_reshape(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+    shape = node.output.type.shape
+    if inputs[0].type.shape == shape:
+        return inputs
+    return (emitter.emit("reshape", node.name, inputs, inputs[0].type.with_shape(shape)),)
+
+
+MOVES: dict[str, MoveRule] = {
+    "Transpose": _lower_transpose,
+    "Reshape": _lower_reshape,
+    "Flatten": _lower_reshape,
+    "Squeeze": _lower_reshape,
+    "Unsqueeze": _lower_reshape,
+    "Slice": lower_slice,
+    "Split": lower_split,
+    "Gather": lower_gather,
+    "Concat": lower_concat,
+    "Pad": lower_pad,
+    "MaxPool": lower_max_pool,
+    "Resize": lower_resize,
+}
+"""Operators on integers that move data."""
+
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
+
+
+def lower(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> tuple[Graph, tuple[str, ...]]:
+    """The integer graph of a commuted QDQ graph, and notes on choices that were made.
+
+    ``evaluate`` runs islands by the oracle on chosen integers. Raises TinyqError with a diagnostic
+    for every node that cannot be compiled.
+    """
+    lowering = _Lowering(graph, Emitter(evaluate, oracle))
+    result = lowering.run()
+    return check(without_dead_nodes(result)), tuple(lowering.emitter.notes)
+
+
+def _array_quant(node: Node, dtype: DType) -> QuantParams:
+    """Parameters of a Q or DQ node as stored, checked to be usable."""
+    scales = np.asarray(node.input(1).array, np.float32).reshape(-1)
+    zero = node.optional_input(2)
+    zeros = np.zeros(1, np.int64) if zero is None else zero.array.astype(np.int64).reshape(-1)
+    zeros = np.broadcast_to(zeros, scales.shape) if zeros.size == 1 else zeros
+    if not np.all(np.isfinite(scales)) or np.any(scales <= 0):
+        raise TinyqError(_bad(node, f"the scale {scales.min():g} is not a positive number"))
+    axis = None
+    if scales.size > 1:
+        axis = int(node.attrs.get("axis", 1))
+    del dtype
+    return QuantParams(tuple(map(float, scales)), tuple(map(int, zeros)), axis)
+
+
+def _bad(node: Node, found: str) -> Diagnostic:
+    return Diagnostic("TQ204", found, "", node.name, node.op)
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, emitter: Emitter) -> None:
+        self.graph = graph
+        self.emitter = emitter
+        self.integers: dict[Value, Value] = {}
+        self.refused: set[Value] = set()
+
+    def run(self) -> Graph:
+        inputs = tuple(self._input(value) for value in self.graph.inputs)
+        for node in self.graph.nodes:
+            self._node(node)
+        outputs = tuple(self._output(value) for value in self.graph.outputs)
+        self._refuse_unknown()
+        if self.emitter.refusals:
+            raise TinyqError(_once(self.emitter.refusals))
+        return Graph(
+            self.graph.name,
+            Stage.INTEGER,
+            inputs,
+            tuple(value for value in outputs if value is not None),
+            tuple(self.emitter.nodes),
+        )
+
+    # --- the edges --------------------------------------------------------------------------------
+
+    def _input(self, value: Value) -> Value:
+        self.emitter.unique(value.name)
+        if value.type.dtype is DType.FLOAT32:
+            return self._float_input(value)
+        quant = self._reader_quant(value)
+        stored = Value(value.name, TensorType(value.type.shape, value.type.dtype, quant))
+        self.integers[value] = self._rebased(stored, value.name)
+        if value.type.dtype not in (DType.INT8, DType.UINT8):
+            self._refuse_edge(value, f"the input is {value.type.dtype.value}")
+        return stored
+
+    def _float_input(self, value: Value) -> Value:
+        """A float input becomes the integers that its one QuantizeLinear gives."""
+        users = self.graph.uses(value)
+        quantizers = [node for node in users if node.op == "QuantizeLinear"]
+        if len(quantizers) != 1 or len(users) != 1:
+            self._refuse_edge(value, f"the float input '{value.name}' is not quantized once")
+            return Value(value.name, TensorType(value.type.shape, DType.INT8))
+        dtype = quantizers[0].output.type.dtype
+        quant = _array_quant(quantizers[0], dtype)
+        stored = Value(value.name, TensorType(value.type.shape, dtype, quant))
+        self.integers[quantizers[0].output] = self._rebased(stored, value.name)
+        return stored
+
+    def _refuse_edge(self, value: Value, found: str) -> None:
+        self.emitter.refusals.append(
+            Diagnostic(
+                "TQ202", found, "Quantize it to int8 or uint8 by one QuantizeLinear.", value.name,
+                "input",
+            )
+        )  # fmt: skip
+
+    def _rebased(self, stored: Value, name: str) -> Value:
+        if stored.type.dtype is not DType.UINT8:
+            return stored
+        quant = _rebase(stored.type.quant, DType.UINT8)
+        type_ = TensorType(stored.type.shape, DType.INT8, quant)
+        return self.emitter.emit("rebase", f"{name}:int8", (stored,), type_)
+
+    def _reader_quant(self, value: Value) -> QuantParams | None:
+        """Quantization of an integer input, from the DequantizeLinear that reads it."""
+        pending, seen = [value], set()
+        while pending:
+            current = pending.pop()
+            for node in self.graph.uses(current):
+                if node.op == "DequantizeLinear":
+                    return _array_quant(node, current.type.dtype)
+                if node.op in MOVES and node not in seen:
+                    seen.add(node)
+                    pending += node.outputs
+        return None
+
+    def _output(self, value: Value) -> Value | None:
+        """The integers behind an output; a float output is stripped of its DequantizeLinear."""
+        source = self.graph.producers.get(value)
+        wanted = value
+        if source is not None and source.op == "DequantizeLinear":
+            wanted = source.input(0)
+        found = self.integers.get(wanted)
+        if found is None:
+            if wanted not in self.refused and value.type.dtype is DType.FLOAT32:
+                operator = source.op if source is not None else "output"
+                name = source.name if source is not None else value.name
+                self.emitter.refusals.append(
+                    Diagnostic(
+                        "TQ202", f"the output '{value.name}' is computed in float",
+                        "Quantize the output: QuantizeLinear (and DequantizeLinear) at its end.",
+                        name, operator,
+                    )
+                )  # fmt: skip
+            return None
+        if wanted.type.dtype is DType.UINT8:
+            quant = found.type.quant
+            back = None
+            if quant is not None:
+                back = QuantParams.per_tensor(quant.scale, quant.zero_point + 128)
+            type_ = TensorType(found.type.shape, DType.UINT8, back)
+            found = self.emitter.emit("rebase", f"{value.name}:uint8", (found,), type_)
+        return found
+
+    # --- nodes ------------------------------------------------------------------------------------
+
+    def _node(self, node: Node) -> None:
+        if node.op == "QuantizeLinear":
+            if node.output not in self.integers:
+                self._quantize(node)
+        elif node.op in MOVES and node.output.type.dtype.is_integer:
+            self._move(node)
+
+    def _move(self, node: Node) -> None:
+        data = node.present_inputs if node.op == "Concat" else node.present_inputs[:1]
+        if any(value in self.refused for value in data):
+            self.refused.update(node.outputs)
+            return
+        inputs = []
+        for value in data:
+            found = self.integers.get(value)
+            if found is None and value.is_constant:
+                found = self._constant_activation(value)
+            if found is None:
+                self.emitter.refuse("TQ202", node, f"its input '{value.name}' is not quantized")
+                self.refused.update(node.outputs)
+                return
+            inputs.append(found)
+        try:
+            results = MOVES[node.op](self.emitter, node, tuple(inputs))
+        except TinyqError as problem:
+            self.emitter.refusals += problem.diagnostics
+            self.refused.update(node.outputs)
+            return
+        self.integers.update(zip(node.outputs, results, strict=True))
+
+    def _constant_activation(self, value: Value) -> Value | None:
+        array = value.array
+        if array.dtype == np.uint8:
+            array = (array.astype(np.int16) - 128).astype(np.int8)
+        return self.emitter.constant(value.name, array) if array.dtype == np.int8 else None
+
+    def _quantize(self, node: Node) -> None:
+        try:
+            island = self._island(node)
+            result = None if island is None else self._lower_island(island)
+        except TinyqError as problem:
+            self.emitter.refusals += problem.diagnostics
+            result = None
+        if result is None:
+            self.refused.add(node.output)
+        else:
+            self.integers[node.output] = result
+
+    def _lower_island(self, island: Island) -> Value | None:
+        cores = [node for node in island.nodes if node.op in CORES]
+        if len(cores) > 1:
+            second = cores[-1]
+            self.emitter.refuse(
+                "TQ202", second, f"it computes from {cores[0].op} '{cores[0].name}' in float",
+                "Quantize the tensor between the two operators.",
+            )  # fmt: skip
+            return None
+        if cores:
+            rule = CORES[cores[0].op]
+            if cores[0].op == "MatMul" and not island.is_constant(cores[0].input(1)):
+                rule = lower_matmul
+            return rule(self.emitter, island, cores[0])
+        if len(island.sources) == 1:
+            return self._lower_one_source(island)
+        binary = next((n for n in island.nodes if n.op in BINARIES), None)
+        if len(island.sources) == 2 and binary is not None:
+            return BINARIES[binary.op](self.emitter, island, binary)
+        where = binary or (island.nodes[0] if island.nodes else island.quantize)
+        self.emitter.refuse(
+            "TQ202", where, f"{len(island.sources)} tensors meet without quantization between",
+            "Quantize every tensor between operators.",
+        )  # fmt: skip
+        return None
+
+    def _lower_one_source(self, island: Island) -> Value | None:
+        """A table, or, with a quantized constant tensor, an operator of two tensors."""
+        source = next(iter(island.sources.values()))
+        node = island.nodes[-1] if island.nodes else island.quantize
+        constants = [c for c in island.constants.values() if c.quant.is_per_tensor]
+        binary = next((n for n in island.nodes if n.op in BINARIES), None)
+        large = any(c.integers.size > 1 for c in constants)
+        if large and binary is not None and not _channelwise(island):
+            return BINARIES[binary.op](self.emitter, island, binary)
+        if source.value.type.shape != island.output_shape:
+            self.emitter.refuse("TQ203", node, "a constant broadcasts the tensor to a larger one")
+            return None
+        return lower_unary(self.emitter, island, node)
+
+    def _island(self, quantize: Node) -> Island | None:
+        """The float operators behind ``quantize``; None after refusals."""
+        dtype = quantize.output.type.dtype
+        if dtype not in (DType.INT8, DType.UINT8):
+            raise TinyqError(_bad(quantize, f"activations of type {dtype.value}"))
+        nodes: dict[Node, None] = {}
+        sources: dict[Value, Source] = {}
+        constants: dict[Value, QuantizedConstant] = {}
+        if not self._collect(quantize.input(0), nodes, sources, constants):
+            return None
+        quant = _rebase(_array_quant(quantize, dtype), dtype)
+        if quant is None or not quant.is_per_tensor:
+            raise TinyqError(_bad(quantize, "an activation with one scale a channel"))
+        shift = 128 if dtype is DType.UINT8 else 0
+        low, high = dtype.limits
+        qmin = max(int(quantize.attrs.get("qmin", low)), low) - shift
+        qmax = min(int(quantize.attrs.get("qmax", high)), high) - shift
+        ordered = tuple(n for n in self.graph.nodes if n in nodes)
+        return Island(quantize, ordered, sources, constants, quant, qmin, qmax, bool(shift))
+
+    def _collect(
+        self, value: Value, nodes: dict[Node, None], sources: dict[Value, Source],
+        constants: dict[Value, QuantizedConstant],
+    ) -> bool:  # fmt: skip
+        if value.is_constant or value in sources or value in constants:
+            return True
+        node = self.graph.producers.get(value)
+        if node is None:
+            self.emitter.refusals.append(
+                Diagnostic("TQ202", "the float input is used without quantization",
+                           "Put one QuantizeLinear directly after the input.", value.name, "input")
+            )  # fmt: skip
+            return False
+        if node.op == "DequantizeLinear":
+            return self._dequantized(node, sources, constants)
+        if node.op not in CORES and node.op not in UNARY:
+            return False  # Refused with every other such node in _refuse_unknown.
+        nodes[node] = None
+        return all([self._collect(v, nodes, sources, constants) for v in node.present_inputs])
+
+    def _dequantized(
+        self, node: Node, sources: dict[Value, Source],
+        constants: dict[Value, QuantizedConstant],
+    ) -> bool:  # fmt: skip
+        stored, dtype = node.input(0), node.input(0).type.dtype
+        quant = _array_quant(node, dtype)
+        if stored.is_constant:
+            integers = stored.array.astype(np.int64)
+            axis = quant.axis
+            if axis is not None:
+                quant = QuantParams(quant.scales, quant.zero_points, axis % max(integers.ndim, 1))
+            constants[node.output] = QuantizedConstant(integers, quant, dtype)
+            return True
+        if stored in self.refused:
+            return False
+        found = self.integers.get(stored)
+        rebased = _rebase(quant, dtype)
+        if found is None or rebased is None or not quant.is_per_tensor:
+            self.emitter.refuse("TQ204", node, f"the activation '{stored.name}' ({dtype.value})")
+            return False
+        sources[node.output] = Source(found, rebased)
+        return True
+
+    def _refuse_unknown(self) -> None:
+        """One diagnostic for every operator that no rule knows."""
+        known = {*CORES, *BINARIES, *MOVES, *UNARY, *_QDQ}
+        for node in self.graph.nodes:
+            if node.op not in known:
+                self.emitter.refusals.insert(
+                    0, Diagnostic("TQ201", f"{node.op} has no integer form", "", node.name, node.op)
+                )
+
+
+def _channelwise(island: Island) -> bool:
+    """Whether the island's constants vary along one axis of at most 64 indices."""
+    rank = len(island.output_shape)
+    axes: dict[int, int] = {}
+    for constant in island.constants.values():
+        shape = constant.integers.shape
+        axes |= {rank - len(shape) + k: size for k, size in enumerate(shape) if size > 1}
+    return len(axes) <= 1 and all(size <= 64 for size in axes.values())
+
+
+def _rebase(quant: QuantParams | None, dtype: DType) -> QuantParams | None:
+    if quant is None or dtype is not DType.UINT8:
+        return quant
+    return QuantParams(quant.scales, tuple(z - 128 for z in quant.zero_points), quant.axis)
+
+
+def _once(diagnostics: list[Diagnostic]) -> Mapping[Diagnostic, None]:
+    return dict.fromkeys(diagnostics)
