@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -164,9 +164,40 @@ def test_qlinear_conv(name: str, tmp_path) -> None:
     expect_equal(oracle, acc, y[0, :, :, 0].T)
 
 
-def dense_nodes(layer: Layer, kind: str, bias: str) -> tuple[list, dict[str, np.ndarray]]:
-    """DequantizeLinear of x, w and bias, then MatMul and Add or Gemm; result in 'r'."""
-    axis = {"axis": 1} if layer.per_channel else {}
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("bias", ["integer", "float", "none"])
+def test_conv_becomes_qlinear_conv(name: str, relu: bool, bias: str, tmp_path) -> None:
+    """Its Relu is dropped where the output's zero point is the lowest output."""
+    layer = LAYERS[name]
+    if relu:
+        layer = replace(layer, y_zero_point=-128)
+    quantized = {
+        "integer": layer.bias,
+        "float": ort_bias(layer.float_bias, layer.x_scale, layer.w_scale),
+        "none": np.zeros(CHANNELS, np.int64),
+    }
+    oracle = linear_oracle(layer, quantized[bias])
+    acc = accumulators_for(oracle, 5)
+    nodes, tensors = dequantized(layer, bias, weight_axis=0)
+    tensors |= tensors_of(layer, DENSE_WEIGHTS.T[:, :, None, None].copy(), np.uint8)
+    operands = ["xf", "wf"] + ([] if bias == "none" else ["bf"])
+    nodes.append(helper.make_node("Conv", operands, ["r"]))
+    if relu:
+        nodes.append(helper.make_node("Relu", ["r"], ["p"]))
+    last = "p" if relu else "r"
+    nodes.append(helper.make_node("QuantizeLinear", [last, "ys", "yz"], ["y"]))
+    x = (inputs_for(acc).astype(np.int64) + 128).astype(np.uint8).T[None, :, :, None]
+    model = graph(nodes, x.shape, tensors, TensorProto.UINT8)
+    y, operators = run(model, {"x": x}, tmp_path)
+    assert "QLinearConv" in operators
+    assert "Relu" not in operators
+    expect_equal(oracle, acc, y[0, :, :, 0].T.astype(np.int64) - 128)
+
+
+def dequantized(layer: Layer, bias: str, weight_axis: int) -> tuple[list, dict[str, np.ndarray]]:
+    """DequantizeLinear of x, w and bias: 'xf', 'wf' and 'bf'."""
+    axis = {"axis": weight_axis} if layer.per_channel else {}
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "xs", "xz"], ["xf"]),
         helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wf"], **axis),
@@ -183,6 +214,12 @@ def dense_nodes(layer: Layer, kind: str, bias: str) -> tuple[list, dict[str, np.
         nodes.append(helper.make_node("DequantizeLinear", ["b", "bs", "bz"], ["bf"], **axis))
     elif bias == "float":
         tensors = {"bf": layer.float_bias}
+    return nodes, tensors
+
+
+def dense_nodes(layer: Layer, kind: str, bias: str) -> tuple[list, dict[str, np.ndarray]]:
+    """MatMul and Add, or Gemm, of dequantized operands; result in 'r'."""
+    nodes, tensors = dequantized(layer, bias, weight_axis=1)
     if kind == "Gemm":
         nodes.append(helper.make_node("Gemm", ["xf", "wf", "bf"], ["r"]))
     elif bias == "none":

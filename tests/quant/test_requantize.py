@@ -21,6 +21,7 @@ from tinyq.quant import (
     prove,
     synthesize,
 )
+from tinyq.quant.synthesis import FEW_FIXES
 
 INT32 = 2**31
 
@@ -129,7 +130,7 @@ def test_exact_halves_round_to_even(scale: float, zero_point: int) -> None:
     oracle = linear(np.float32(scale) * np.float32([1, 0.5, 0.83]), [3, -40, 0], zero_point)
     stair, requant = solve(oracle, -15000, 20000)
     assert requant.exact
-    assert len(requant.fixes) <= 16
+    assert len(requant.fixes) <= FEW_FIXES
     every_output_equals(oracle, requant, -15000, 20000)
     prove(requant, stair)
     for acc in (-15000, -129, -5, 0, 4, 20000):
@@ -196,7 +197,7 @@ def test_scales_far_apart_get_their_own_shifts() -> None:
     _, own = solve(oracle, [-60, -(10**9)], [60, 10**9])
     assert shared.uniform_shift
     assert own.proof.mismatches <= shared.proof.mismatches
-    assert own.uniform_shift == (shared.proof.mismatches <= 16)
+    assert own.uniform_shift == (shared.proof.mismatches <= FEW_FIXES)
     prove(own, stair)
     prove(shared, stair)
 

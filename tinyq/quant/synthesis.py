@@ -23,7 +23,7 @@ from tinyq.quant.requantize import (
 )
 from tinyq.quant.staircase import Int64, Staircase
 
-FEW_FIXES = 16
+FEW_FIXES = 32
 """With no more fixes than this, the plainest form of requantization stays."""
 
 _BEAM = 12
