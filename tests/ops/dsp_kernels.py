@@ -322,6 +322,15 @@ def add_depthwise(program: Program, case: Conv, rng: np.random.Generator, varian
             "ops/plane3x3_s8_dsp.c.j2", fn=core, oh=oh, ow=ow, o=case.o, unroll=unroll, **shifts
         )
     fn = f"depthwise_{len(program.names)}"
+    if variant == "s2":
+        program.functions[fn] = render(
+            "ops/depthwise3x3s2_s8_dsp.c.j2", fn=fn, h=case.h, w=case.w, c=case.c, oh=oh, ow=ow,
+            pt=case.pads[0], pl=case.pads[1], in_zp=case.zp, unroll=case.unroll or 4, fixes=fixes,
+            in_place=bool(case.in_place), **shifts,
+        )  # fmt: skip
+        name = f"{variant}_{case.name}"
+        program.case(name, fn, x, weight.ravel(), requant, expected, 4, case.in_place)
+        return
     program.functions[fn] = render(
         "ops/depthwise_s8_dsp.c.j2", fn=fn, variant=variant, core=core, h=case.h, w=case.w,
         c=case.c, oh=oh, ow=ow, multiplier=case.o // case.c, kh=case.k[0], kw=case.k[1],
