@@ -10,16 +10,8 @@ from torch import Tensor, fx, nn
 
 from tinyq.errors import error
 from tinyq.learn.layers import IntegerConv2d, IntegerLinear, QuantConv2d, QuantLinear
-from tinyq.learn.prepare import act_quantizers, config_of
-from tinyq.learn.quantizers import ActQuantizer
-from tinyq.learn.trace import (
-    PASS_THROUGH,
-    module_of,
-    op_of,
-    operations,
-    register_module,
-    tensor_inputs,
-)
+from tinyq.learn.prepare import act_quantizers, config_of, input_quantizer
+from tinyq.learn.trace import module_of, operations, register_module
 
 register_module(IntegerConv2d, "conv")
 register_module(IntegerLinear, "linear")
@@ -73,17 +65,6 @@ def _require_ranges(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise error("TQ653", f"{name} holds NaN or infinity")
-
-
-def input_quantizer(model: fx.GraphModule, node: fx.Node) -> ActQuantizer:
-    """Quantizer of the value that ``node`` reads first, seen through what only moves integers."""
-    source = tensor_inputs(node)[0]
-    while op_of(model, source).kind in PASS_THROUGH:
-        source = tensor_inputs(source)[0]
-    found = module_of(model, source)
-    if not isinstance(found, ActQuantizer):
-        raise ValueError(f"{node.name} reads {source.name}, which no quantizer follows")
-    return found
 
 
 @torch.no_grad()
@@ -141,8 +122,8 @@ def _keep_bias_in_int32(
 ) -> tuple[Tensor, Tensor]:
     """Coarsen the weights of channels whose bias would not fit int32.
 
-    That happens where BatchNorm's factor has died: the channel is its bias, the weights contribute
-    nothing that the output's integers could show, and their step is made as large as the bias needs.
+    That happens where BatchNorm's factor has died: the channel is its bias, the weights add nothing
+    that the output's integers could show, and their step is made as large as the bias needs.
     """
     needed = bias.abs() / (_BIAS_LIMIT * input_step)
     needed = torch.where((step <= 0) & (needed <= 0), torch.ones_like(step), needed)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tinyq.errors import error
-from tinyq.learn.convert import convert, input_quantizer, is_converted
+from tinyq.learn.convert import convert, is_converted
 from tinyq.learn.layers import IntegerConv2d
 from tinyq.learn.quantizers import ActQuantizer, AffineActQuantizer, TableActQuantizer
 from tinyq.learn.trace import (
@@ -206,7 +206,6 @@ class _Writer:
         """Weight and bias of a convolution or dense layer, integer or float."""
         module = module_of(self.traced, node)
         if isinstance(module, IntegerConv2d):
-            assert input_quantizer(self.traced, node).step is not None
             return self._integer_weights(node, module)
         assert isinstance(module, nn.Conv2d | nn.Linear)
         names = [self.constant(f"{node.name}_weight", module.weight.detach().cpu().numpy())]
@@ -236,7 +235,7 @@ def _conv(w: _Writer, node: fx.Node, op: Op) -> str:
 
 
 def _weight_shape(module: nn.Module | None) -> list[int]:
-    weight = module.weight_int if isinstance(module, IntegerConv2d) else module.weight  # type: ignore[union-attr]
+    weight = module.weight_int if isinstance(module, IntegerConv2d) else module.weight
     assert isinstance(weight, Tensor)
     return list(weight.shape)
 
@@ -258,7 +257,7 @@ def _batch_norm(w: _Writer, node: fx.Node, op: Op) -> str:
         "mean": norm.running_mean,
         "var": norm.running_var,
     }
-    names = [w.constant(f"{node.name}_{k}", v.detach().cpu().numpy()) for k, v in parts.items()]  # type: ignore[union-attr]
+    names = [w.constant(f"{node.name}_{k}", v.detach().cpu().numpy()) for k, v in parts.items()]
     return w.add("BatchNormalization", node, [*w.inputs(node), *names], epsilon=norm.eps)
 
 

@@ -35,6 +35,12 @@ class Observer(nn.Module):
         self.register_buffer("seen", torch.tensor(0))
         self._sample: list[Tensor] = []
 
+    def reset(self) -> None:
+        """Forget what was seen."""
+        for value in (self.low, self.high, self.average_low, self.average_high, self.seen):
+            value.zero_()
+        self._sample.clear()
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Note ``x`` and return it."""

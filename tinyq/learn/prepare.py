@@ -33,10 +33,10 @@ from tinyq.learn.trace import (
     PASS_THROUGH,
     Op,
     module_of,
+    op_of,
     operations,
     propagate_shapes,
     register_module,
-    shape_of,
     tensor_inputs,
     trace,
 )
@@ -108,29 +108,53 @@ def quant_layers(model: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantConv2d | QuantLinear)}
 
 
+def input_quantizer(model: fx.GraphModule, node: fx.Node) -> ActQuantizer:
+    """Quantizer of the value that ``node`` reads first, seen through what only moves integers."""
+    source = tensor_inputs(node)[0]
+    while op_of(model, source).kind in PASS_THROUGH:
+        source = tensor_inputs(source)[0]
+    found = module_of(model, source)
+    if not isinstance(found, ActQuantizer):
+        raise ValueError(f"{node.name} reads {source.name}, which no quantizer follows")
+    return found
+
+
+def input_quantizers(model: fx.GraphModule) -> dict[str, ActQuantizer]:
+    """Quantizer of each layer's input, by the layer's name."""
+    return {
+        str(node.target): input_quantizer(model, node)
+        for node, op in operations(model)
+        if op.kind in _LAYERS
+    }
+
+
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def calibrate(
+    model: nn.Module, batches: Iterable[Tensor], *, keep: Iterable[ActQuantizer] = ()
+) -> None:
     """Give activation quantizers their ranges from ``batches`` of inputs, nothing else changes.
 
-    Runs in eval mode with quantization off, so that ranges are those of the float network. Learned
-    thresholds that had a fixed start are replaced by calibrated ones.
+    Runs in eval mode with activations in float, so that ranges are those of unquantized values.
+    Quantizers in ``keep`` act and stay as they are: thresholds that are known already.
     """
-    quantizers = act_quantizers(model)
+    kept = {id(q) for q in keep}
+    quantizers = [q for q in act_quantizers(model).values() if id(q) not in kept]
     was_training = model.training
     model.eval()
-    for quantizer in quantizers.values():
+    for quantizer in quantizers:
         quantizer.enabled = False
-    handles = [q.register_forward_pre_hook(_observe) for q in quantizers.values()]
+        quantizer.observer.reset()
+    handles = [q.register_forward_pre_hook(_observe) for q in quantizers]
     try:
         for batch in batches:
             model(batch)
     finally:
         for handle in handles:
             handle.remove()
-        for quantizer in quantizers.values():
+        for quantizer in quantizers:
             quantizer.enabled = True
         model.train(was_training)
-    for quantizer in quantizers.values():
+    for quantizer in quantizers:
         quantizer.refresh()
 
 
@@ -208,7 +232,7 @@ def _quantize_layer(
     if not bool(torch.isfinite(module.weight).all()):
         raise error("TQ653", "weights hold NaN or infinity", node=str(layer.node.target))
     kind = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
-    made = kind.__new__(kind)
+    made: nn.Module = kind.__new__(kind)
     made.__dict__.update(module.__dict__)  # shares the Parameter objects
     made._modules = dict(module._modules)
     settings = config if normalize else replace(config, normalize_weights=False)
@@ -278,17 +302,15 @@ def _insert_quantizers(
     is_input = node.op == "placeholder"
     signed = is_input or not _non_negative(node, ops)
     only_low = len(low) == len(readers) == 1 and not is_input
-    settings = (
-        replace(config, act_range="ema") if is_input and config.act_range == "learned" else config
-    )
-    ops_bits = config.act_bits if only_low else 8
+    # The input is data: nothing in training would gain from moving its range.
+    observed = is_input and config.act_range == "learned"
+    settings = replace(config, act_range="max") if observed else config
+    bits = config.act_bits if only_low else 8
     name = f"act.{node.name}"
-    traced.add_submodule(name, act_quantizer(settings, ops_bits, signed=signed))
+    traced.add_submodule(name, act_quantizer(settings, bits, signed=signed))
     with traced.graph.inserting_after(node):
         quantized = traced.graph.call_module(name, (node,))
-    node.replace_all_uses_with(
-        quantized, delete_user_cb=lambda user: _moves_to(user, quantized, ops)
-    )
+    node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
     if only_low:
         return
     for reader, source in low:
@@ -298,19 +320,3 @@ def _insert_quantizers(
         with traced.graph.inserting_before(reader):
             lowered = traced.graph.call_module(name, (origin,))
         reader.replace_input_with(origin, lowered)
-
-
-def _moves_to(user: fx.Node, quantized: fx.Node, ops: dict[fx.Node, Op]) -> bool:
-    """Shape arithmetic may read either; everything else reads the quantized value."""
-    return user is not quantized
-
-
-__all__ = [
-    "act_quantizers",
-    "calibrate",
-    "config_of",
-    "freeze",
-    "prepare",
-    "quant_layers",
-    "shape_of",
-]

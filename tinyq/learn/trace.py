@@ -145,8 +145,9 @@ def _avg_pool(
     )
 
 
-def _adaptive(node: fx.Node, size: int | tuple[int | None, ...]) -> Op:
+def _adaptive(node: fx.Node, output_size: int | tuple[int | None, ...]) -> Op:
     height, width = shape_of(tensor_inputs(node)[0])[-2:]
+    size = output_size
     pair = (size, size) if isinstance(size, int) else (size[0], size[-1])
     out_h, out_w = pair[0] or height, pair[1] or width
     if (out_h, out_w) == (1, 1):
@@ -154,7 +155,7 @@ def _adaptive(node: fx.Node, size: int | tuple[int | None, ...]) -> Op:
     if height % out_h or width % out_w:
         raise error(
             "TQ651",
-            f"adaptive pooling from {height}x{width} to {out_h}x{out_w} has windows of several sizes",
+            f"adaptive pooling of {height}x{width} to {out_h}x{out_w}: windows of several sizes",
             "Choose an output size that divides the input's.",
             node=node.name,
         )
@@ -192,9 +193,9 @@ _MODULES: dict[type, _ModuleRule] = {
 }
 
 
-def _mean(node: fx.Node, dim: object = None, keepdim: bool = False) -> Op:
+def _mean(node: fx.Node, dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> Op:
     rank = len(shape_of(tensor_inputs(node)[0]))
-    dims = {d % rank for d in ((dim,) if isinstance(dim, int) else tuple(dim or ()))}  # type: ignore[call-overload]
+    dims = {d % rank for d in ((dim,) if isinstance(dim, int) else tuple(dim or ()))}
     if rank != 4 or dims != {2, 3}:
         raise error("TQ651", f"mean over dimensions {sorted(dims)}", node=node.name)
     return Op("global_avg_pool", keep=keepdim)
@@ -235,7 +236,7 @@ _FUNCTIONS.update(
         torch.concat: lambda node, dim=0: Op("cat", dim=dim),
         F.max_pool2d: lambda node, *a, **k: _max_pool(*a, **k),
         F.avg_pool2d: lambda node, *a, **k: _avg_pool(*a, **k),
-        F.adaptive_avg_pool2d: lambda node, output_size: _adaptive(node, output_size),
+        F.adaptive_avg_pool2d: _adaptive,
         torch.mean: _mean,
         "mean": _mean,
     }

@@ -19,7 +19,9 @@ class Estimator(Protocol):
 
     def __call__(
         self, v: Tensor, levels: Tensor | None, *, span: float, strength: Tensor
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Round ``v``."""
+        ...
 
 
 def nearest_level(v: Tensor, levels: Tensor | None) -> Tensor:

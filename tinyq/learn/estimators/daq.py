@@ -25,7 +25,7 @@ class RoundDAQ(torch.autograd.Function):
         return nearest_level(v, levels)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """γ/(2 sinh γ)·(s0 + s1)/|s0 - s1| with s_i = k_i·exp(-distance to level i)."""
         (near,) = ctx.saved_tensors
         nearest, other = daq_scores(near, ctx.sigma)
@@ -51,4 +51,4 @@ class DAQ:
         self, v: Tensor, levels: Tensor | None, *, span: float, strength: Tensor
     ) -> Tensor:
         """Round; see :class:`Estimator`."""
-        return RoundDAQ.apply(v, levels, self.gamma, self.sigma)  # type: ignore[no-any-return]
+        return RoundDAQ.apply(v, levels, self.gamma, self.sigma)

@@ -24,7 +24,7 @@ class RoundDSQ(torch.autograd.Function):
         return nearest_level(v, levels)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """½·s·k·(1 - tanh²(k(f - ½))), k = ln(2/α - 1), s = 1/(1 - α), f the fraction of a step."""
         (fraction,) = ctx.saved_tensors
         k = math.log(2.0 / ctx.alpha - 1.0)
@@ -43,4 +43,4 @@ class DSQ:
         self, v: Tensor, levels: Tensor | None, *, span: float, strength: Tensor
     ) -> Tensor:
         """Round; see :class:`Estimator`."""
-        return RoundDSQ.apply(v, levels, self.alpha)  # type: ignore[no-any-return]
+        return RoundDSQ.apply(v, levels, self.alpha)

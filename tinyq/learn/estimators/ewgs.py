@@ -24,7 +24,7 @@ class RoundEWGS(torch.autograd.Function):
         return q
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """Scale each element by how far it lies from its level, and on which side."""
         error, strength = ctx.saved_tensors
         return grad * (1 + strength * grad.sign() * error), None, None, None
@@ -46,4 +46,4 @@ class EWGS:
     ) -> Tensor:
         """Round; see :class:`Estimator`."""
         used = strength if self.fixed is None else torch.full_like(strength, self.fixed)
-        return RoundEWGS.apply(v, levels, span, used)  # type: ignore[no-any-return]
+        return RoundEWGS.apply(v, levels, span, used)

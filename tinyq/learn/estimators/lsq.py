@@ -27,14 +27,14 @@ class ScaleGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Multiply the gradient."""
         return grad * ctx.factor, None
 
 
 def scale_gradient(step: Tensor, elements: int, highest: float) -> Tensor:
     """LSQ's balance: the step's gradient times 1/sqrt(N·Qp), N the number of elements."""
-    return ScaleGradient.apply(step, 1.0 / math.sqrt(elements * highest))  # type: ignore[no-any-return]
+    return ScaleGradient.apply(step, 1.0 / math.sqrt(elements * highest))
 
 
 def initial_step(x: Tensor, highest: float) -> Tensor:
@@ -50,4 +50,4 @@ class LSQ:
         self, v: Tensor, levels: Tensor | None, *, span: float, strength: Tensor
     ) -> Tensor:
         """Round; see :class:`Estimator`."""
-        return RoundSTE.apply(v, levels)  # type: ignore[no-any-return]
+        return RoundSTE.apply(v, levels)

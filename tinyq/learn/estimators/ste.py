@@ -20,7 +20,7 @@ class RoundSTE(torch.autograd.Function):
         return nearest_level(v, levels)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Pass the gradient as it is."""
         return grad, None
 
@@ -33,4 +33,4 @@ class STE:
         self, v: Tensor, levels: Tensor | None, *, span: float, strength: Tensor
     ) -> Tensor:
         """Round; see :class:`Estimator`."""
-        return RoundSTE.apply(v, levels)  # type: ignore[no-any-return]
+        return RoundSTE.apply(v, levels)

@@ -66,19 +66,14 @@ def _levels(
     name: str, config: QuantConfig, weight: Tensor, bits: int
 ) -> tuple[LevelSet, float | None]:
     """Level set, and the clipping threshold when it was found together with the levels."""
-    if name == "kmeans":
-        return level_sets.kmeans(weight, bits)
-    if name == "quantile":
-        return level_sets.quantile(weight, bits)
+    if name in ("kmeans", "quantile"):
+        return (level_sets.kmeans if name == "kmeans" else level_sets.quantile)(weight, bits)
     if name == "codebook" and config.codebook is not None:
         return level_sets.codebook(config.codebook, bits), None
     if name == "binary" or bits == 1:
         return level_sets.binary(), None
-    if name == "ternary":
-        return level_sets.ternary(), None
-    if name in ("pot", "apot"):
-        return (level_sets.pot if name == "pot" else level_sets.apot)(bits), None
-    return level_sets.uniform(bits), None
+    sets = {"pot": level_sets.pot, "apot": level_sets.apot, "uniform": level_sets.uniform}
+    return (level_sets.ternary() if name == "ternary" else sets[name](bits)), None
 
 
 def _mode(name: str, config: QuantConfig, bits: int, threshold: float | None) -> str:

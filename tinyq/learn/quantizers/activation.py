@@ -66,6 +66,13 @@ class ActQuantizer(nn.Module):
         self.set_range(low, high)
         self.ready.fill_(True)
 
+    @torch.no_grad()
+    def set_threshold(self, threshold: float) -> None:
+        """Cover zero (or minus ``threshold``, when signed) to ``threshold``."""
+        high = torch.tensor(float(threshold), device=self.step.device)
+        self.set_range(-high if self.signed else 0 * high, high)
+        self.ready.fill_(True)
+
     def positive_step(self) -> Tensor:
         """Step as it is used: a learned one may try to pass zero."""
         return self.step.abs().clamp_min(1e-12) if self.learned else self.step

@@ -63,4 +63,4 @@ def freeze_stage(model: nn.Module, fraction: float) -> None:
     for module in model.modules():
         quantizer = getattr(module, "weight_quantizer", None)
         if isinstance(quantizer, INQQuantizer):
-            quantizer.freeze(module.weight, fraction)  # type: ignore[arg-type]
+            quantizer.freeze(module.weight, fraction)

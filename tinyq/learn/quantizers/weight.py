@@ -55,7 +55,7 @@ class WeightQuantizer(nn.Module):
         return float(self.level_set.largest)
 
     def initialize(self, weight: Tensor, threshold: float | None = None) -> None:
-        """Make the step for ``weight`` [O, ...]; ``threshold`` is where clipping starts, if known."""
+        """Make the step for ``weight`` [O, ...]; ``threshold``, if known, is the largest level."""
         x = self.prepared(weight.detach())
         if threshold is not None:
             step = torch.full(self._step_shape(x), threshold / self.largest)
@@ -70,6 +70,12 @@ class WeightQuantizer(nn.Module):
             self.step = nn.Parameter(step)
         else:
             self.register_buffer("step", step)
+
+    @torch.no_grad()
+    def set_threshold(self, threshold: float) -> None:
+        """Put the largest level at ``threshold``; the step is constant or trained from here on."""
+        self.mode = "mse" if self.mode in ("max", "pot") else self.mode
+        self.step.fill_(threshold / self.largest)
 
     def prepared(self, weight: Tensor) -> Tensor:
         """Weight as it is quantized; the normalisation's statistics get no gradient."""
