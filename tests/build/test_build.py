@@ -138,6 +138,7 @@ SPOILT = [
     ("manifest.json", "{", "cannot be read"),
     ("manifest.json", "{}", "'name'"),
     ("manifest.json", "[]", "lacks a field"),
+    ("manifest.json", '{"format": 999}', "has format 999"),
     ("fake.h", None, "C code of 'fake'"),
 ]
 

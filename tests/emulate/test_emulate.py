@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from fake_network import MASK, SOURCE, asm_loop, write_fake
 from numpy.typing import NDArray
 
 from tinyq.build import Artifact, build_firmware, build_host
-from tinyq.emulate import HostRunner, QemuRunner, RunTrace
+from tinyq.emulate import HostRunner, QemuRunner, RunOptions, RunTrace, run_network
 from tinyq.emulate.qemu import instructions_from_ticks
 from tinyq.errors import TinyqError
 from tinyq.target import core_names, load_board, load_core
@@ -93,7 +94,7 @@ def test_every_core(tmp_path: Path, target: str) -> None:
 
 
 # rounds and NOPs of a loop of 1 + rounds * (NOPs + 2) instructions
-LOOPS = [(1, 1), (2, 1), (7, 13), (250, 100)]
+LOOPS = [(1, 1), (7, 13), (250, 100)]
 
 
 @pytest.mark.parametrize("target", core_names())
@@ -249,6 +250,25 @@ def test_missing_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TINYQ_QEMU", "no-such-qemu")
     with pytest.raises(TinyqError, match=r"TQ403.*no-such-qemu"):
         qemu(tmp_path, "cortex-m4")
+
+
+@pytest.mark.parametrize("options", [RunOptions(), RunOptions(emulator="host", sanitize=True)])
+def test_network_in_one_call(tmp_path: Path, options: RunOptions) -> None:
+    samples = draw(4)
+    network = write_fake(tmp_path)
+    plain = run_network(network, samples, options)
+    assert plain.trace.layers is None
+    run = run_network(network, samples, dataclasses.replace(options, layers=True))
+    assert np.array_equal(run.trace.outputs[0], expected(samples))
+    assert run.trace.layers is not None
+    assert np.array_equal(run.trace.layers["add"], sums(samples))
+    assert run.trace.instructions_per_inference == plain.trace.instructions_per_inference
+    assert (run.trace.instructions_per_inference is None) == (options.emulator == "host")
+
+
+def test_unknown_emulator(tmp_path: Path) -> None:
+    with pytest.raises(TinyqError, match=r"TQ303.*bochs"):
+        run_network(write_fake(tmp_path), draw(1), RunOptions(emulator="bochs"))
 
 
 # arrays that do not fit the inputs, what the message says

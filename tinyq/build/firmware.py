@@ -6,10 +6,11 @@ from pathlib import Path
 
 from tinyq.build.artifact import Artifact, Footprint
 from tinyq.build.elf import disassemble, read_elf, require_integer_only
-from tinyq.build.harness import boot_dir, render, write_config
+from tinyq.build.harness import boot_dir, write_config
 from tinyq.build.network import Network
 from tinyq.build.stack import read_callgraph
 from tinyq.build.toolchain import WARNINGS, Toolchain, arm_toolchain
+from tinyq.codegen.environment import render
 from tinyq.errors import error
 from tinyq.target import Board, Core
 
@@ -91,7 +92,7 @@ def _compile_network(
 def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:
     script = folder / "link.ld"
     text = render(
-        "link.ld.j2",
+        "boot/link.ld.j2",
         title=board.title,
         flash=board.mcu.memory("flash"),
         ram=board.mcu.memory("ram"),

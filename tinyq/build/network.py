@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyq.codegen.program import MANIFEST_FORMAT
 from tinyq.errors import TinyqError, error
 
 MANIFEST = "manifest.json"
@@ -63,10 +64,16 @@ def load_network(folder: Path) -> Network:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise _bad(folder, f"{MANIFEST} cannot be read: {problem}") from problem
+    written = manifest.get("format") if isinstance(manifest, dict) else None
+    if written not in (None, MANIFEST_FORMAT):
+        raise _bad(folder, f"{MANIFEST} has format {written}, this is tinyq for {MANIFEST_FORMAT}")
     try:
         network = _from_manifest(folder, manifest)
     except (KeyError, TypeError, ValueError) as problem:
         raise _bad(folder, f"{MANIFEST} lacks a field or has a bad one: {problem!r}") from problem
+    names = [layer.name for layer in network.layers]
+    if len(set(names)) != len(names):
+        raise _bad(folder, f"{MANIFEST} names two layers alike")
     if not (folder / f"{network.name}.h").is_file() or not network.sources:
         raise _bad(folder, f"the C code of '{network.name}' is missing")
     return network
