@@ -321,6 +321,12 @@ def add_depthwise(program: Program, case: Conv, rng: np.random.Generator, varian
         program.functions[core] = render(
             "ops/plane3x3_s8_dsp.c.j2", fn=core, oh=oh, ow=ow, o=case.o, unroll=unroll, **shifts
         )
+    if variant == "plane":
+        program.functions[core] = render(
+            "ops/plane_s8_dsp.c.j2", fn=core, oh=oh, ow=ow, o=case.o, kh=case.k[0], kw=case.k[1],
+            sh=case.s[0], sw=case.s[1], dh=case.d[0],
+            pw=packing.depthwise_plane_width(ow, case.k[1], case.s[1], case.d[1]), **shifts,
+        )  # fmt: skip
     fn = f"depthwise_{len(program.names)}"
     if variant == "s2":
         program.functions[fn] = render(

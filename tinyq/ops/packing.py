@@ -134,10 +134,11 @@ def depthwise_scratch_bytes(
     stride_hw: tuple[int, int],
     dilation_hw: tuple[int, int],
 ) -> int:
-    """Scratch of depthwise_s8_dsp.c.j2: one padded plane of int16 and a word."""
+    """Scratch of depthwise_s8_dsp.c.j2: one padded plane of int16, a word, a table of weights."""
     rows = (out_hw[0] - 1) * stride_hw[0] + (kernel_hw[0] - 1) * dilation_hw[0] + 1
     width = depthwise_plane_width(out_hw[1], kernel_hw[1], stride_hw[1], dilation_hw[1])
-    return rows * width * 2 + 4
+    table = kernel_hw[0] * (kernel_hw[1] // 2 + 1) * 8
+    return rows * width * 2 + 4 + table
 
 
 def conv_scratch_bytes(k4: int, patch_bytes: int, channels_out: int) -> int:
