@@ -14,14 +14,23 @@ from tinyq.ir import AnyArray, Node, Value
 from tinyq.ops.lowering import Island
 
 
-def session(model: bytes, optimise: bool = True) -> Any:
-    """A quiet single-threaded session on the CPU."""
+_INTEGER_KERNELS = "session.qdqisint8allowed"
+
+
+def session(model: bytes, optimise: bool = True, integer_kernels: bool = True) -> Any:
+    """A quiet single-threaded session on the CPU, from the bytes of a model.
+
+    integer_kernels: run int8 QDQ groups with onnxruntime's integer kernels, its default on Arm.
+    Its default on x86 leaves some groups (a Conv before AveragePool, say) in float32, whose
+    rounding depends on the order of its sums: there two settings of onnxruntime itself disagree.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
+    options.add_session_config_entry(_INTEGER_KERNELS, "1" if integer_kernels else "0")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,7 +1,7 @@
 """The intermediate representation: types, graphs, checks and the text form."""
 
 from tinyq.ir.check import InvalidGraphError, check
-from tinyq.ir.graph import Graph, Node, OnnxAttrs, Stage, Value, substitute, without_dead_nodes
+from tinyq.ir.graph import Graph, Node, OnnxAttrs, Origin, Stage, Value, substitute, without_dead_nodes
 from tinyq.ir.text import to_text
 from tinyq.ir.types import AnyArray, DType, QuantParams, TensorType
 
@@ -12,6 +12,7 @@ __all__ = [
     "InvalidGraphError",
     "Node",
     "OnnxAttrs",
+    "Origin",
     "QuantParams",
     "Stage",
     "TensorType",

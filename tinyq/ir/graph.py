@@ -89,14 +89,32 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a tensor of the model is found: ``transpose(value.reshape(shape), perm)``.
+
+    ``offset`` is what an unsigned tensor of the model is larger by (128 for uint8, else 0).
+    """
+
+    name: str
+    value: Value
+    shape: tuple[int, ...]
+    perm: tuple[int, ...]
+    offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """A network: nodes in an order in which every value is computed before it is used."""
+    """A network: nodes in an order in which every value is computed before it is used.
+
+    ``origins`` says which tensors of the model the values are, for comparison layer by layer.
+    """
 
     name: str
     stage: Stage
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     nodes: tuple[Node, ...]
+    origins: tuple[Origin, ...] = ()
 
     @cached_property
     def producers(self) -> Mapping[Value, Node]:
@@ -131,12 +149,21 @@ class Graph:
         inputs: tuple[Value, ...] | None = None,
     ) -> Graph:
         """A graph of the same name and stage with other nodes (and outputs, inputs)."""
+        kept = tuple(nodes)
+        defined = {value for node in kept for value in node.outputs}
         return Graph(
             self.name,
             self.stage,
             self.inputs if inputs is None else inputs,
             self.outputs if outputs is None else outputs,
-            tuple(nodes),
+            kept,
+            tuple(o for o in self.origins if o.value in defined),
+        )
+
+    def with_origins(self, origins: Iterable[Origin]) -> Graph:
+        """The same graph with other origins."""
+        return Graph(
+            self.name, self.stage, self.inputs, self.outputs, self.nodes, tuple(origins)
         )
 
 

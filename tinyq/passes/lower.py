@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tinyq.errors import Diagnostic, TinyqError
-from tinyq.ir import DType, Graph, Node, QuantParams, Stage, TensorType, Value, check
+from tinyq.ir import DType, Graph, Node, Origin, QuantParams, Stage, TensorType, Value, check
 from tinyq.ir.graph import without_dead_nodes
 from tinyq.ops.add import lower_add
 from tinyq.ops.average_pool2d import lower_mean
@@ -133,6 +133,21 @@ class _Lowering:
             inputs,
             tuple(value for value in outputs if value is not None),
             tuple(self.emitter.nodes),
+            self._origins(),
+        )
+
+    def _origins(self) -> tuple[Origin, ...]:
+        computed = {value for node in self.emitter.nodes for value in node.outputs}
+        return tuple(
+            Origin(
+                of.name,
+                value,
+                value.type.shape,
+                tuple(range(len(value.type.shape))),
+                128 if of.type.dtype is DType.UINT8 else 0,
+            )
+            for of, value in self.integers.items()
+            if value in computed and value.type.dtype is DType.INT8
         )
 
     # --- the edges --------------------------------------------------------------------------------

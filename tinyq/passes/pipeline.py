@@ -1,0 +1,36 @@
+"""The order of passes from a QDQ graph to an integer graph that kernels can be chosen for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinyq.ir import Graph
+from tinyq.ops.lowering import Evaluate
+from tinyq.passes.commute_qdq import commute_qdq
+from tinyq.passes.lower import lower
+from tinyq.passes.remove_transposes import remove_transposes
+from tinyq.passes.simplify import merge_reshapes
+from tinyq.passes.synthesize import synthesize_requantization
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """The integer graph and what the passes have to say about it."""
+
+    graph: Graph
+    notes: tuple[str, ...]
+
+
+def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered:
+    """Run every pass. Raises TinyqError with every node that cannot be compiled.
+
+    Order: Q and DQ commute with movement first, so that each island of float operators computes;
+    layout before synthesis, since it permutes dense weights; synthesis last, on the final weights.
+    """
+    integer, notes = lower(commute_qdq(graph), evaluate, oracle)
+    integer = merge_reshapes(remove_transposes(integer))
+    integer = synthesize_requantization(integer)
+    left = [node.name for node in integer.nodes if node.op == "transpose"]
+    if left:
+        notes = (*notes, f"{len(left)} transposes are left: {', '.join(left[:5])}")
+    return Lowered(integer, notes)
