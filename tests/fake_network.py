@@ -90,32 +90,40 @@ DATA = """
 const uint8_t fake_mask[8] = {1, 2, 4, 8, 16, 32, 64, 128};
 """
 
+MANIFEST = {
+    "name": "fake",
+    "target": "cortex-m4",
+    "cflags": ["-O2"],
+    "arena_bytes": 64,
+    "inputs": [
+        {"name": "a", "shape": [1, 8], "dtype": "int8", "bytes": 8},
+        {"name": "b", "shape": [1, 4], "dtype": "int8", "bytes": 4},
+    ],
+    "outputs": [{"name": "y", "shape": [1, 8], "dtype": "int8", "bytes": 8}],
+    "layers": [
+        {"name": "add", "shape": [1, 8], "dtype": "int8", "bytes": 8},
+        {"name": "xor", "shape": [1, 8], "dtype": "int8", "bytes": 8},
+    ],
+}
+
 MASK = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-def write_fake(folder: Path, body: str = "", *, source: str = SOURCE) -> Network:
+def write_fake(
+    folder: Path, body: str = "", *, source: str = SOURCE, name: str = "fake"
+) -> Network:
     """Write the network into ``folder``; ``body`` is C that runs in its second layer."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "fake.h").write_text(HEADER)
-    (folder / "fake.c").write_text(source.replace("BODY", body))
-    (folder / "fake_data.h").write_text(DATA_HEADER)
-    (folder / "fake_data.c").write_text(DATA)
-    manifest = {
-        "name": "fake",
-        "target": "cortex-m4",
-        "cflags": ["-O2"],
-        "arena_bytes": 64,
-        "inputs": [
-            {"name": "a", "shape": [1, 8], "dtype": "int8", "bytes": 8},
-            {"name": "b", "shape": [1, 4], "dtype": "int8", "bytes": 4},
-        ],
-        "outputs": [{"name": "y", "shape": [1, 8], "dtype": "int8", "bytes": 8}],
-        "layers": [
-            {"name": "add", "shape": [1, 8], "dtype": "int8", "bytes": 8},
-            {"name": "xor", "shape": [1, 8], "dtype": "int8", "bytes": 8},
-        ],
+    files = {
+        "fake.h": HEADER,
+        "fake.c": source.replace("BODY", body),
+        "fake_data.h": DATA_HEADER,
+        "fake_data.c": DATA,
+        "manifest.json": json.dumps(MANIFEST),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for file, text in files.items():
+        renamed = text.replace("fake", name).replace("FAKE", name.upper())
+        (folder / file.replace("fake", name)).write_text(renamed)
     return load_network(folder)
 
 

@@ -28,13 +28,13 @@
 #define NOIPA __attribute__((noipa))
 #endif
 
-typedef int (*invoke_t)(NET(t) *);
+typedef int (*invoke_t)(TINYQ_HARNESS_NET(t) *);
 
 static union {
     uint64_t align;
-    uint8_t bytes[NET_ARENA_SIZE + NET_ARENA_ALIGN];
+    uint8_t bytes[TINYQ_HARNESS_ARENA_SIZE + TINYQ_HARNESS_ARENA_ALIGN];
 } arena;
-static NET(t) net;
+static TINYQ_HARNESS_NET(t) network;
 static int out_file;
 
 static void fail(const char *reason)
@@ -55,8 +55,8 @@ static void record(char tag, uint32_t index, uint32_t value, const void *payload
 
 #ifdef TINYQ_FIRMWARE
 /* An empty network for calibration: one instruction, the return. */
-int tinyq_empty(NET(t) * unused);
-__attribute__((naked, noinline)) int tinyq_empty(NET(t) * unused)
+int tinyq_empty(TINYQ_HARNESS_NET(t) * unused);
+__attribute__((naked, noinline)) int tinyq_empty(TINYQ_HARNESS_NET(t) * unused)
 {
     (void)unused;
     __asm volatile("bx lr");
@@ -72,7 +72,7 @@ static inline uint32_t *stack_pointer(void)
     return sp;
 }
 #else
-static int tinyq_empty(NET(t) * unused)
+static int tinyq_empty(TINYQ_HARNESS_NET(t) * unused)
 {
     (void)unused;
     return 0;
@@ -81,7 +81,7 @@ static int tinyq_empty(NET(t) * unused)
 
 /* Calls invoke and reports its ticks. Nothing but the call may be between the two timer reads, and
  * the code is the same for the calibration, so that the difference counts the callee alone. */
-NOIPA static int timed(invoke_t invoke, NET(t) * context, uint32_t *ticks)
+NOIPA static int timed(invoke_t invoke, TINYQ_HARNESS_NET(t) * context, uint32_t *ticks)
 {
     timer_restart();
     const uint32_t start = timer_read();
@@ -92,7 +92,7 @@ NOIPA static int timed(invoke_t invoke, NET(t) * context, uint32_t *ticks)
 }
 
 /* As timed(), and measures the stack below the call by painting it first. */
-NOIPA static int measured(invoke_t invoke, NET(t) * context, uint32_t *ticks,
+NOIPA static int measured(invoke_t invoke, TINYQ_HARNESS_NET(t) * context, uint32_t *ticks,
                           uint32_t *stack_bytes)
 {
 #ifdef TINYQ_FIRMWARE
@@ -163,16 +163,16 @@ static void run_sample(int in_file)
 {
     uint32_t ticks = 0;
     uint32_t stack_bytes = 0;
-    for (int i = 0; i < NET_INPUT_COUNT; ++i) {
-        if (port_read(in_file, NET(input)(&net, i), net_input_bytes[i]) != 0) {
+    for (int i = 0; i < TINYQ_HARNESS_INPUT_COUNT; ++i) {
+        if (port_read(in_file, TINYQ_HARNESS_NET(input)(&network, i), tinyq_harness_input_bytes[i]) != 0) {
             fail("samples.bin is too short");
         }
     }
-    if (measured(NET(invoke), &net, &ticks, &stack_bytes) != 0) {
+    if (measured(TINYQ_HARNESS_NET(invoke), &network, &ticks, &stack_bytes) != 0) {
         fail("invoke returned an error");
     }
-    for (int i = 0; i < NET_OUTPUT_COUNT; ++i) {
-        record('O', (uint32_t)i, 0, NET(output)(&net, i), net_output_bytes[i]);
+    for (int i = 0; i < TINYQ_HARNESS_OUTPUT_COUNT; ++i) {
+        record('O', (uint32_t)i, 0, TINYQ_HARNESS_NET(output)(&network, i), tinyq_harness_output_bytes[i]);
     }
     record('S', stack_bytes, ticks, NULL, 0);
 #ifdef TINYQ_FIRMWARE
@@ -198,11 +198,11 @@ int main(void)
         fail("cannot create outputs.bin");
     }
     const uintptr_t base = (uintptr_t)arena.bytes;
-    const size_t skip = (size_t)((0u - base) & (uintptr_t)(NET_ARENA_ALIGN - 1));
-    if (NET(init)(&net, arena.bytes + skip, NET_ARENA_SIZE) != 0) {
+    const size_t skip = (size_t)((0u - base) & (uintptr_t)(TINYQ_HARNESS_ARENA_ALIGN - 1));
+    if (TINYQ_HARNESS_NET(init)(&network, arena.bytes + skip, TINYQ_HARNESS_ARENA_SIZE) != 0) {
         fail("init returned an error");
     }
-    (void)measured(tinyq_empty, &net, &empty_ticks, &empty_stack);
+    (void)measured(tinyq_empty, &network, &empty_ticks, &empty_stack);
 #ifdef TINYQ_PROFILE
     calibrate_hooks();
     between_hooks = hook_ticks;

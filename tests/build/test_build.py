@@ -118,7 +118,7 @@ def test_sizes_of_header_and_manifest_must_agree(tmp_path: Path) -> None:
     network = write_fake(tmp_path / "net")
     header = network.folder / "fake.h"
     header.write_text(header.read_text().replace("OUTPUT_0_SIZE 8", "OUTPUT_0_SIZE 9"))
-    with pytest.raises(TinyqError, match="net_output_0_matches"):
+    with pytest.raises(TinyqError, match="tinyq_harness_output_0_matches"):
         build_host(network, tmp_path / "out")
 
 

@@ -266,6 +266,15 @@ def test_network_in_one_call(tmp_path: Path, options: RunOptions) -> None:
     assert (run.trace.instructions_per_inference is None) == (options.emulator == "host")
 
 
+@pytest.mark.parametrize("name", ["net", "network", "arena", "port", "timer", "harness", "NET"])
+def test_names_that_the_harness_could_have(tmp_path: Path, name: str) -> None:
+    samples = draw(2)
+    network = write_fake(tmp_path, name=name)
+    for emulator in ("host", "qemu"):
+        run = run_network(network, samples, RunOptions(emulator))
+        assert np.array_equal(run.trace.outputs[0], expected(samples))
+
+
 def test_unknown_emulator(tmp_path: Path) -> None:
     with pytest.raises(TinyqError, match=r"TQ303.*bochs"):
         run_network(write_fake(tmp_path), draw(1), RunOptions(emulator="bochs"))
