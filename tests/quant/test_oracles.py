@@ -91,10 +91,10 @@ class Layer:
 
 LAYERS = {
     "per_tensor": Layer(False, 0, 3, 0.001),
-    "per_channel": Layer(True, -7, -128, 0.0021),
+    "per_channel": Layer(True, -7, -100, 0.0021),
     "coarse": Layer(True, 5, 0, 0.7),
     "beyond_2_24": Layer(True, -128, -1, 1.3e-5),
-    "per_tensor_fine": Layer(False, 126, 127, 3.1e-5),
+    "per_tensor_fine": Layer(False, 60, 50, 3.1e-5),
 }
 
 
@@ -102,6 +102,8 @@ def accumulators_for(oracle, seed: int) -> np.ndarray:
     """Every threshold of every channel and its neighbours, and random ones: thousands."""
     reach = np.full(CHANNELS, REACH, np.int64)
     stair = build_staircase(oracle, -reach, reach, -128, 127)
+    inside = np.sum((stair.thresholds > -REACH) & (stair.thresholds <= REACH), axis=1)
+    assert inside.max() >= 60, inside
     edges = (stair.thresholds[..., None] + np.array([-2, -1, 0, 1])).ravel()
     rng = np.random.default_rng(seed)
     near = rng.integers(-40000, 40000, 1000)
