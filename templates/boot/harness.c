@@ -164,7 +164,8 @@ static void run_sample(int in_file)
     uint32_t ticks = 0;
     uint32_t stack_bytes = 0;
     for (int i = 0; i < TINYQ_HARNESS_INPUT_COUNT; ++i) {
-        if (port_read(in_file, TINYQ_HARNESS_NET(input)(&network, i), tinyq_harness_input_bytes[i]) != 0) {
+        void *const input = TINYQ_HARNESS_NET(input)(&network, i);
+        if (port_read(in_file, input, tinyq_harness_input_bytes[i]) != 0) {
             fail("samples.bin is too short");
         }
     }
@@ -172,7 +173,8 @@ static void run_sample(int in_file)
         fail("invoke returned an error");
     }
     for (int i = 0; i < TINYQ_HARNESS_OUTPUT_COUNT; ++i) {
-        record('O', (uint32_t)i, 0, TINYQ_HARNESS_NET(output)(&network, i), tinyq_harness_output_bytes[i]);
+        const void *const output = TINYQ_HARNESS_NET(output)(&network, i);
+        record('O', (uint32_t)i, 0, output, tinyq_harness_output_bytes[i]);
     }
     record('S', stack_bytes, ticks, NULL, 0);
 #ifdef TINYQ_FIRMWARE

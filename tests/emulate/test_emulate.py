@@ -94,7 +94,7 @@ def test_every_core(tmp_path: Path, target: str) -> None:
 
 
 # rounds and NOPs of a loop of 1 + rounds * (NOPs + 2) instructions
-LOOPS = [(1, 1), (7, 13), (250, 100)]
+LOOPS = [(1, 1), (250, 100)]
 
 
 @pytest.mark.parametrize("target", core_names())
@@ -126,7 +126,7 @@ __attribute__((naked)) int fake_invoke(fake_t *net)
 
 
 @pytest.mark.parametrize("target", core_names())
-@pytest.mark.parametrize("nops", [0, 1, 10_001])
+@pytest.mark.parametrize("nops", [0, 10_001])
 def test_absolute_count_of_a_known_invoke(tmp_path: Path, target: str, nops: int) -> None:
     artifact = firmware(tmp_path, target, source=ASM_ONLY.replace("REPEAT", str(nops)))
     trace = QemuRunner().run(artifact, draw(3))
