@@ -99,7 +99,10 @@ def generate(
         MANIFEST: json.dumps(manifest, indent=1) + "\n",
         **headers,
     }
-    files = {path: text.encode("utf-8") for path, text in sorted(texts.items())}
+    contents = {path: text.encode("utf-8") for path, text in texts.items()}
+    if options.model:
+        contents[f"{name}.onnx"] = options.model
+    files = dict(sorted(contents.items()))
     return Program(name, files, manifest)
 
 

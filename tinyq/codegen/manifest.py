@@ -29,6 +29,8 @@ def build_manifest(
         "oracle": options.oracle,
         "io": options.io,
         "cflags": list(options.cflags),
+        "model": f"{name}.onnx" if options.model else "",
+        "shapes": {key: list(shape) for key, shape in sorted(options.shapes.items())},
         "inputs": [_tensor(value) for value in schedule.graph.inputs],
         "outputs": [_tensor(value) for value in schedule.graph.outputs],
         "arena_bytes": plan.arena_bytes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 MANIFEST = "manifest.json"
@@ -17,12 +17,15 @@ class GenerateOptions:
 
     io: ``int8`` (integers at the edges) or ``float`` (the header also has functions that quantize
     inputs and dequantize outputs). cflags: optimisation flags that the code is meant for. oracle:
-    whose arithmetic the integers follow, for the manifest.
+    whose arithmetic the integers follow, for the manifest. model: the ONNX file, kept in the folder
+    so that it can be verified by itself; shapes: how its inputs were fixed.
     """
 
     io: str = "int8"
     cflags: tuple[str, ...] = ("-O2",)
     oracle: str = "ort"
+    model: bytes = b""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

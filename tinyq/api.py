@@ -1,0 +1,109 @@
+"""The Python API: compile a model, verify a compiled folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyq.errors import error
+
+if TYPE_CHECKING:
+    from tinyq.codegen import Program
+    from tinyq.ir import Graph
+    from tinyq.plan import MemoryPlan
+    from tinyq.select import Schedule
+
+ORACLES = ("ort",)
+IO = ("int8", "float")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What `tinyq compile` can be told.
+
+    target: a target string (``cortex-m4``). name: prefix of all C symbols, by default the file's.
+    optimize: speed, size or balanced. shapes: fixed shapes of inputs by name. io: ``float`` adds
+    functions that quantize inputs and dequantize outputs.
+    """
+
+    target: str
+    name: str = ""
+    optimize: str = "balanced"
+    oracle: str = "ort"
+    io: str = "int8"
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A compiled network: everything that the stages made, before it is written."""
+
+    graph: Graph
+    schedule: Schedule
+    plan: MemoryPlan
+    program: Program
+    notes: tuple[str, ...]
+
+
+def lower_model(model: Path, options: CompileOptions) -> tuple[Graph, tuple[str, ...], bytes]:
+    """The integer graph of a model file, notes of the passes, and the model as one ONNX file."""
+    from tinyq.frontends.onnx import import_model, load_model, opset
+    from tinyq.frontends.ort import IslandEvaluator
+    from tinyq.passes.pipeline import to_integer
+
+    proto = load_model(model)
+    graph = import_model(proto, options.shapes, str(model))
+    lowered = to_integer(graph, IslandEvaluator(opset(proto)), options.oracle)
+    return lowered.graph, lowered.notes, proto.SerializeToString(deterministic=True)
+
+
+def compile_model(model: Path | str, options: CompileOptions) -> Compiled:
+    """Compile ``model`` in memory. Raises TinyqError with everything that is wrong."""
+    from tinyq.codegen import GenerateOptions, generate
+    from tinyq.plan import plan
+    from tinyq.select import Goal, select
+    from tinyq.target import load_core
+
+    path = Path(model)
+    _one_of("optimize", options.optimize, tuple(g.value for g in Goal))
+    _one_of("oracle", options.oracle, ORACLES)
+    _one_of("io", options.io, IO)
+    core = load_core(options.target)
+    name = options.name or default_name(path)
+    graph, notes, proto = lower_model(path, options)
+    schedule = select(graph, core, Goal(options.optimize))
+    memory = plan(schedule)
+    generate_options = GenerateOptions(
+        io=options.io, oracle=options.oracle, model=proto, shapes=dict(options.shapes)
+    )
+    program = generate(schedule, memory, name, generate_options)
+    return Compiled(graph, schedule, memory, program, notes)
+
+
+def compile(model: Path | str, *, output: Path | str | None = None, **options: object) -> Compiled:
+    """Compile ``model`` into the folder ``output`` (by default the model's name).
+
+    Options are those of :class:`CompileOptions`. The folder is written whole or not at all.
+    """
+    from tinyq.codegen import write_program
+
+    chosen = CompileOptions(**options)  # type: ignore[arg-type]
+    compiled = compile_model(model, chosen)
+    write_program(compiled.program, Path(output or compiled.program.name))
+    return compiled
+
+
+def default_name(model: Path) -> str:
+    """A C identifier from the file's name."""
+    stem = re.sub(r"\W+", "_", model.name.split(".")[0]).strip("_").lower()
+    return f"net_{stem}" if not stem or stem[0].isdigit() else stem
+
+
+def _one_of(option: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise error(
+            "TQ303", f"--{option} {value}", f"Accepted: {', '.join(accepted)}."
+        )

@@ -1,0 +1,81 @@
+"""onnxruntime as the oracle of a whole model: integers in, integers out, intermediates exposed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from tinyq.frontends.ort import session
+from tinyq.ir import AnyArray, Graph, Value
+
+
+@dataclass(frozen=True, eq=False)
+class OrtOracle:
+    """Runs the ONNX file; ``graph`` is its integer graph, whose edges say what is compared.
+
+    Float inputs of the model are fed the reals of the integers, float outputs are read before
+    their last DequantizeLinear.
+    """
+
+    model: onnx.ModelProto
+    graph: Graph
+    integer_kernels: bool = True
+    optimise: bool = True
+    expose: tuple[str, ...] = ()
+    _sessions: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, inputs: Mapping[str, AnyArray]) -> tuple[AnyArray, ...]:
+        """Integer outputs of one inference (model's own shapes), in the graph's order."""
+        return self._run(inputs)[: len(self.graph.outputs)]
+
+    def run_exposed(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """The exposed intermediate tensors by name."""
+        results = self._run(inputs)
+        return dict(zip(self.expose, results[len(self.graph.outputs) :], strict=True))
+
+    def _run(self, inputs: Mapping[str, AnyArray]) -> tuple[AnyArray, ...]:
+        if "s" not in self._sessions:
+            model = integer_edges(self.model, self.expose)
+            self._sessions["s"] = session(
+                model.SerializeToString(), self.optimise, self.integer_kernels
+            )
+        ort_session = self._sessions["s"]
+        values = {value.name: value for value in self.graph.inputs}
+        feeds = {
+            i.name: _feed(values[i.name], inputs[i.name], i.type)
+            for i in ort_session.get_inputs()
+        }
+        return tuple(np.asarray(r) for r in ort_session.run(None, feeds))
+
+
+def integer_edges(model: onnx.ModelProto, expose: Iterable[str] = ()) -> onnx.ModelProto:
+    """A copy whose float outputs end before their DequantizeLinear, with more outputs exposed."""
+    edited = onnx.ModelProto()
+    edited.CopyFrom(model)
+    producers = {name: node for node in edited.graph.node for name in node.output}
+    names = []
+    for output in model.graph.output:
+        node = producers.get(output.name)
+        stripped = node is not None and node.op_type == "DequantizeLinear"
+        names.append(node.input[0] if stripped and node is not None else output.name)
+    del edited.graph.output[:]
+    names += list(expose)
+    edited.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names)
+    del edited.graph.value_info[:]
+    # A session needs types of its outputs, and infers them.
+    return edited
+
+
+def _feed(value: Value, array: AnyArray, ort_type: str) -> AnyArray:
+    if "float" not in ort_type:
+        return array
+    quant = value.type.quant
+    if quant is None:
+        raise ValueError(f"float input '{value.name}' without quantization")
+    centred = array.astype(np.float32) - np.float32(quant.zero_point)
+    return (centred * np.float32(quant.scale)).astype(np.float32)
