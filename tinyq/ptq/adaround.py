@@ -20,6 +20,7 @@ _ZETA, _GAMMA = 1.1, -0.1  # the sigmoid is stretched, so that it reaches 0 and 
 _BETA_START, _BETA_END = 20.0, 2.0
 _WARM_UP = 0.2  # part of the steps without the rounding term
 _SWEEPS = 20
+_PAIR_SWEEPS = 4
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def learn_rounding(
     best, best_error = nearest, np.inf
     for start in (nearest, np.where(soft >= 0.5, ceiling, floor)):
         polished = _flip(start, floor, ceiling, s, target, moments.second)
+        polished = _flip_pairs(polished, floor, ceiling, s, target, moments.second)
         error = _error(polished * s, target, moments.second)
         if error.sum() < best_error:
             best, best_error = polished, float(error.sum())
@@ -131,6 +133,43 @@ def _flip(
             moved += int(np.count_nonzero(delta))
             q[:, :, k] = np.where(delta != 0, other, q[:, :, k])
             gradient += delta[:, :, None] * second[:, k, :][:, None, :]
+        if not moved:
+            break
+    return q
+
+
+def _flip_pairs(
+    q: Doubles, floor: Doubles, ceiling: Doubles, s: Doubles, target: Doubles, second: Doubles
+) -> Doubles:
+    """Flip two weights of an output together where that lowers the error, though neither does.
+
+    Neighbouring inputs are correlated, so that rounding errors of opposite sign cancel.
+    """
+    q = q.copy()
+    gradient = (q * s) @ second - target
+    diagonal = np.einsum("gkk->gk", second)[:, None, :]
+    delta = np.where(q <= floor, ceiling - q, floor - q) * s
+    rows = np.indices(q.shape[:2])
+    for _ in range(_PAIR_SWEEPS):
+        moved = 0
+        for k in range(q.shape[2]):
+            single = delta * (2 * gradient + delta * diagonal)
+            pair = single[:, :, k, None] + single
+            pair += 2 * delta[:, :, k, None] * delta * second[:, k, :][:, None, :]
+            pair[:, :, k] = single[:, :, k]
+            partner = pair.argmin(axis=2)
+            better = np.take_along_axis(pair, partner[:, :, None], axis=2)[:, :, 0] < -1e-12
+            if not better.any():
+                continue
+            moved += int(better.sum())
+            # A partner equal to k stands for a single flip.
+            both = better & (partner != k)
+            for index, active in ((partner, better), (np.full_like(partner, k), both)):
+                where = (rows[0][active], rows[1][active], index[active])
+                change = delta[where]
+                q[where] += np.rint(change / s[where[0], where[1], 0])
+                gradient[where[:2]] += change[:, None] * second[where[0], where[2], :]
+                delta[where] = -change
         if not moved:
             break
     return q

@@ -80,8 +80,8 @@ def _kl(counts: npt.NDArray[np.float64], start: int, stop: int) -> float:
     reference[0] += counts[:start].sum()
     reference[-1] += counts[stop:].sum()
     occupied = reference > 0
-    width = len(window) // _KL_LEVELS
-    level = np.minimum(np.arange(len(window)) // width, _KL_LEVELS - 1)
+    # Levels of equal width, to a bin: a last level that took the remainder would be too cheap.
+    level = np.arange(len(window)) * _KL_LEVELS // len(window)
     mass = np.bincount(level, weights=window, minlength=_KL_LEVELS)
     bins = np.bincount(level, weights=occupied, minlength=_KL_LEVELS)
     candidate = np.where(occupied, (mass / np.maximum(bins, 1))[level], 0.0)

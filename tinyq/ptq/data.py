@@ -228,9 +228,10 @@ def _shape_error(info: InputInfo, array: Array, source: str) -> TinyqError:
 
 
 def _model_layout(info: InputInfo) -> str:
-    """``nchw`` or ``nhwc``, told from where a dimension of 1, 3 or 4 channels is."""
-    first, last = info.shape[0] in (1, 3, 4), info.shape[-1] in (1, 3, 4)
-    return "nhwc" if last and not first else "nchw"
+    """``nchw`` or ``nhwc``, told from where a dimension of 3, 1 or 4 channels is."""
+    likely = {3: 0, 1: 1, 4: 2}
+    first, last = (likely.get(info.shape[i], 3) for i in (0, -1))
+    return "nhwc" if last < first else "nchw"
 
 
 def _to_model_layout(array: Array, layout: str, wanted: str) -> Array:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from onnx import NodeProto, helper, numpy_helper
 
 from tinyq.errors import error
-from tinyq.ptq.graph import Graph, attributes
+from tinyq.ptq.graph import Graph, attributes, model_inputs
+from tinyq.ptq.observe import session
 
 Floats = npt.NDArray[np.float32]
 _NEVER_FOLDED = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike")
@@ -87,16 +88,36 @@ def _redirect(graph: Graph, source: str, target: str) -> bool:
 
 
 def _fix_reshapes(graph: Graph) -> None:
-    """Give a Reshape whose target is computed a constant one, if only the batch is dynamic."""
-    for node in graph.nodes:
-        if node.op_type != "Reshape" or node.input[1] in graph.initializers:
+    """Give a Reshape whose target is computed a constant one, if only one dimension varies.
+
+    Exporters write Shape, Slice and Concat where the batch is dynamic. Two runs with different
+    batches show which dimension follows it.
+    """
+    computed = [
+        n for n in graph.nodes if n.op_type == "Reshape" and n.input[1] not in graph.initializers
+    ]
+    if not computed:
+        return
+    probes = [_probe_shapes(graph, [n.output[0] for n in computed], batch) for batch in (2, 3)]
+    for node, first, second in zip(computed, *probes, strict=True):
+        varying = [i for i, (p, q) in enumerate(zip(first, second, strict=True)) if p != q]
+        if len(varying) > 1:
             continue
-        shape = graph.shapes.get(node.output[0])
-        if shape and None not in shape[1:]:
-            name = f"{node.name}_shape"
-            graph.initializers[name] = np.array([-1, *shape[1:]], np.int64)
-            node.input[1] = name
+        name = f"{node.name}_shape"
+        shape = [-1 if i in varying else n for i, n in enumerate(first)]
+        graph.initializers[name] = np.array(shape, np.int64)
+        node.input[1] = name
     graph.drop_unused()
+
+
+def _probe_shapes(graph: Graph, tensors: list[str], batch: int) -> list[tuple[int, ...]]:
+    """Shapes of ``tensors`` for zero inputs of ``batch`` samples (or of the fixed batch)."""
+    feeds = {
+        info.name: np.zeros((info.batch or batch, *info.shape), info.dtype)
+        for info in model_inputs(graph)
+    }
+    outputs = session(graph.to_model(tensors)).run(tensors, feeds)
+    return [value.shape for value in outputs]
 
 
 def _fold_constants(graph: Graph) -> None:
