@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from codegen.fakes import alias_call, copy_call, schedule_of, tensor
@@ -18,7 +18,7 @@ from tinyq.select import Schedule
 
 def lifetimes(schedule: Schedule) -> dict[Value, tuple[int, int]]:
     """First and last time at which each tensor's bytes must be there, aliases not followed."""
-    lives = {value: (-1, -1) for value in schedule.graph.inputs}
+    lives = dict.fromkeys(schedule.graph.inputs, (-1, -1))
     for layer in schedule.layers:
         for value in layer.inputs:
             lives[value] = (lives[value][0], layer.index)
@@ -62,10 +62,7 @@ def assert_no_overlap(schedule: Schedule, found: MemoryPlan) -> None:
 
 def chain(*sizes: int, **more: object) -> Schedule:
     values = [tensor(f"v{k}", size) for k, size in enumerate(sizes)]
-    steps = [
-        (copy_call(b.type.bytes, **more), [a], [b])
-        for a, b in zip(values, values[1:], strict=False)
-    ]
+    steps = [(copy_call(b.type.bytes, **more), [a], [b]) for a, b in pairwise(values)]
     return schedule_of([values[0]], [values[-1]], steps)
 
 
