@@ -43,6 +43,16 @@ static inline int32_t tinyq_rescale(int32_t acc, int32_t multiplier, int32_t add
     return (tinyq_mulhi(scaled, multiplier) + addend) >> post_shift;
 }
 
+/* The same with exact halves given to even levels (odd 0) or odd ones (odd 1): the levels that lose
+ * ties begin two units of the sum later. post_shift is at least 1. */
+static inline int32_t tinyq_rescale_ties(int32_t acc, int32_t multiplier, int32_t addend,
+                                         int pre_shift, int post_shift, int odd) {
+    const int32_t scaled = (int32_t)((uint32_t)acc << pre_shift);
+    const int32_t sum = tinyq_mulhi(scaled, multiplier) + addend;
+    const int32_t late = (((sum >> post_shift) ^ odd) & 1) * 2;
+    return (sum - late) >> post_shift;
+}
+
 /* v limited to [low, high], which lie in int8. */
 static inline int8_t tinyq_clamp_s8(int32_t v, int32_t low, int32_t high) {
     v = v < low ? low : v;

@@ -267,7 +267,7 @@ def _count_requant(count: int, requant: Requant) -> CountRequant:
     fixes = tuple((fix.accumulator, fix.delta) for fix in requant.fixes)
     return CountRequant(
         count, int(requant.multiplier[0]), int(requant.addend[0]), requant.pre_shift,
-        int(np.asarray(requant.post_shift).reshape(-1)[0]), fixes,
+        int(np.asarray(requant.post_shift).reshape(-1)[0]), fixes, requant.ties,
     )  # fmt: skip
 
 

@@ -275,7 +275,7 @@ def requantize(weights: Int64, oracle: LinearOracle, scale: npt.NDArray[np.float
         weights.reshape(len(weights), -1), ACTIVATION_LOW, ACTIVATION_HIGH
     )
     stair = build_staircase(oracle, low, high, oracle.qmin, oracle.qmax)
-    return synthesize(stair, scale)
+    return synthesize(stair, np.where(low == high, 1.0, scale))
 
 
 def requant_of(node: Node) -> Requant:

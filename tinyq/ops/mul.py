@@ -138,7 +138,7 @@ class MulS8(Kernel):
         params = MulParams(
             loops, a.a_zero_point, a.b_zero_point, int(r.multiplier[0]), int(r.addend[0]),
             r.pre_shift, int(np.asarray(r.post_shift).reshape(-1)[0]), r.qmin, r.qmax, a.fixes,
-            node.input(1).is_constant,
+            node.input(1).is_constant, r.ties,
         )  # fmt: skip
         return KernelCall(
             self.name, "ops/mul_s8.c.j2", params, constant_operands(node),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tinyq.quant import Fix, Requant
+from tinyq.quant import Fix, Requant, Ties
 
 Shape = tuple[int, ...]
 
@@ -20,7 +20,9 @@ class RequantParams:
 
     y = clamp((mulhi(acc << pre_shift, M[c]) + a[c]) >> post_shift, qmin, qmax). ``post_shift`` None
     means one shift a channel: the kernel then reads a further constant ``uint8_t shifts[C]``.
-    ``fixes`` are (channel, accumulator, delta), delta added before the clamp.
+    ``fixes`` are (channel, accumulator, delta), delta added before the clamp. ``ties`` other than
+    ``up``: exact halves go to even (or, with an odd zero point, odd) outputs, see
+    :class:`tinyq.quant.Requant`.
     """
 
     pre_shift: int
@@ -28,12 +30,15 @@ class RequantParams:
     qmin: int
     qmax: int
     fixes: tuple[Fix, ...] = ()
+    ties: Ties = "up"
 
     @classmethod
     def of(cls, requant: Requant) -> RequantParams:
         """The scalar part of synthesised parameters."""
         shift = requant.post_shift if isinstance(requant.post_shift, int) else None
-        return cls(requant.pre_shift, shift, requant.qmin, requant.qmax, requant.fixes)
+        return cls(
+            requant.pre_shift, shift, requant.qmin, requant.qmax, requant.fixes, requant.ties
+        )
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class MulParams:
     qmax: int = 127
     fixes: tuple[tuple[int, int, int], ...] = ()
     b_constant: bool = False
+    ties: Ties = "up"
 
 
 @dataclass(frozen=True)
@@ -264,6 +270,7 @@ class CountRequant:
     pre_shift: int
     post_shift: int
     fixes: tuple[tuple[int, int], ...] = ()
+    ties: Ties = "up"
 
 
 @dataclass(frozen=True)
