@@ -6,16 +6,46 @@ makes the integers and ``export`` writes a QDQ ONNX file that onnxruntime comput
 
 from tinyq.learn.config import QuantConfig, apot_config
 from tinyq.learn.convert import convert
+from tinyq.learn.curvature import dead_filters, update_ewgs
+from tinyq.learn.diagnose import Finding, Monitor, diagnose
 from tinyq.learn.export import export, export_float
+from tinyq.learn.fit import FitConfig, FitResult, fit, parameter_groups
 from tinyq.learn.prepare import calibrate, freeze, prepare
+from tinyq.learn.quantizers import freeze_stage
+from tinyq.learn.reconstruct import (
+    ReconstructConfig,
+    adaquant,
+    adaround,
+    brecq,
+    correct_bias,
+    find_blocks,
+    reestimate_batch_norm,
+)
 
 __all__ = [
+    "Finding",
+    "FitConfig",
+    "FitResult",
+    "Monitor",
     "QuantConfig",
+    "ReconstructConfig",
+    "adaquant",
+    "adaround",
     "apot_config",
+    "brecq",
     "calibrate",
     "convert",
+    "correct_bias",
+    "dead_filters",
+    "diagnose",
     "export",
     "export_float",
+    "find_blocks",
+    "fit",
     "freeze",
+    "freeze_stage",
+    "parameter_groups",
     "prepare",
+    "reestimate_batch_norm",
+    "update_ewgs",
 ]

@@ -22,8 +22,8 @@ class QuantConfig:
 
     Weights: ``weight_bits`` 1 to 8, ``weight_quantizer`` and ``weight_estimator`` by name,
     ``per_channel`` scales, ``weight_range`` (``auto`` is the largest magnitude at 8 bits, learned
-    from the least squared error below). ``normalize_weights`` subtracts the layer's mean and divides by
-    its deviation first, as APoT's authors do; the layer needs a BatchNorm then.
+    from the least squared error below). ``normalize_weights`` subtracts the layer's mean and
+    divides by its deviation first, as APoT's authors do; the layer needs a BatchNorm then.
 
     Activations: ``act_bits`` 2 to 8 at the inputs of convolutions and dense layers,
     ``act_quantizer``, ``act_estimator``, ``act_range`` (``learned`` starts from what calibration

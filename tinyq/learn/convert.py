@@ -9,19 +9,29 @@ import torch
 from torch import Tensor, fx, nn
 
 from tinyq.errors import error
-from tinyq.learn.layers import IntegerConv2d, IntegerLinear, QuantConv2d, QuantLinear
+from tinyq.learn.layers import (
+    IntegerConv2d,
+    IntegerGlobalAvgPool2d,
+    IntegerLinear,
+    QuantConv2d,
+    QuantLinear,
+)
 from tinyq.learn.prepare import act_quantizers, config_of, input_quantizer
-from tinyq.learn.trace import module_of, operations, register_module
+from tinyq.learn.quantizers import ActQuantizer, TableActQuantizer
+from tinyq.learn.trace import Op, module_of, operations, register_module, tensor_inputs
 
-register_module(IntegerConv2d, "conv")
-register_module(IntegerLinear, "linear")
+register_module(IntegerConv2d, lambda node, module: Op("conv"))
+register_module(IntegerLinear, lambda node, module: Op("linear"))
+register_module(
+    IntegerGlobalAvgPool2d, lambda node, module: Op("global_avg_pool", keep=module.keep)
+)
 
 # Biases stay this far inside int32, so that an accumulator plus its bias does too.
 _BIAS_LIMIT = 2.0**30
 
 
 def convert(model: nn.Module) -> fx.GraphModule:
-    """Copy of a prepared network with integer weights, BatchNorm folded and ranges fixed; eval mode.
+    """Copy of a prepared network with integer weights, BatchNorm folded and ranges fixed.
 
     Its forward computes, in float32, what the exported file computes: biases are rounded to the
     accumulator's grid. Raises TQ653 when a quantizer has no range yet, TQ654 for another network.
@@ -38,6 +48,11 @@ def convert(model: nn.Module) -> fx.GraphModule:
             module_of(made, node), QuantConv2d | QuantLinear
         ):
             _convert_layer(made, node)
+    for node, op in operations(made):
+        if op.kind in ("conv", "linear"):
+            _tell_output_step(made, node)
+        elif op.kind == "global_avg_pool":
+            _convert_average(made, node, keep=op.keep)
     made.graph.lint()
     made.recompile()
     made.meta["tinyq_config"] = config
@@ -84,6 +99,33 @@ def _convert_layer(model: fx.GraphModule, node: fx.Node) -> None:
     bias_int = torch.round(bias.double() / (input_step * step).double()).to(torch.int32)
     kind = IntegerConv2d if isinstance(layer, nn.Conv2d) else IntegerLinear
     model.set_submodule(str(node.target), kind(layer, weight, step, bias_int, input_step))
+
+
+def _output_step(model: fx.GraphModule, node: fx.Node) -> Tensor:
+    """Step of the quantizer behind ``node`` and its activation."""
+    after = next(iter(node.users))
+    while not isinstance(found := module_of(model, after), ActQuantizer):
+        after = next(iter(after.users))
+    step = found.fine_step() if isinstance(found, TableActQuantizer) else found.positive_step()
+    return step.detach().clone()
+
+
+def _tell_output_step(model: fx.GraphModule, node: fx.Node) -> None:
+    layer = module_of(model, node)
+    assert isinstance(layer, IntegerConv2d)
+    layer.output_step.copy_(_output_step(model, node))
+
+
+def _convert_average(model: fx.GraphModule, node: fx.Node, *, keep: bool) -> None:
+    input_step = input_quantizer(model, node).positive_step().detach().clone()
+    average = IntegerGlobalAvgPool2d(input_step, _output_step(model, node), keep=keep)
+    name = f"{node.name}_integer"
+    model.add_submodule(name, average)
+    with model.graph.inserting_before(node):
+        made = model.graph.call_module(name, (tensor_inputs(node)[0],))
+    made.meta["tensor_meta"] = node.meta["tensor_meta"]
+    node.replace_all_uses_with(made)
+    model.graph.erase_node(node)
 
 
 def _widen(weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,45 +147,49 @@ class _Writer:
     def _scale(self, name: str, step: Tensor) -> str:
         return self.constant(name, step.detach().cpu().numpy().astype(np.float32))
 
+    def _affine(self, node: fx.Node, quantizer: ActQuantizer) -> tuple[str, str]:
+        """Scale and zero point; signed values lie 128 higher in uint8.
+
+        One type everywhere: onnxruntime has integer kernels for uint8 to uint8 and int8 to int8,
+        and computes in float where a layer reads one and writes the other.
+        """
+        scale = self._scale(f"{node.name}_scale", quantizer.positive_step())
+        zero = int(quantizer.zero_point) + _offset(quantizer)
+        return scale, self.constant(f"{node.name}_zero", np.array(zero, np.uint8))
+
     def _requantize(self, node: fx.Node, quantizer: ActQuantizer) -> str:
         """Integers again after an operator that only moved them."""
-        dtype = np.int8 if quantizer.signed else np.uint8
-        scale = self._scale(f"{node.name}_scale", quantizer.positive_step())
-        zero = self.constant(f"{node.name}_zero", quantizer.zero_point.cpu().numpy().astype(dtype))
+        scale, zero = self._affine(node, quantizer)
         q = self.add("QuantizeLinear", node, [self.names[node], scale, zero], "_q")
         return self.add("DequantizeLinear", node, [q, scale, zero], "_dq")
 
     def _quantizer(self, node: fx.Node, quantizer: ActQuantizer) -> str:
         source = self.inputs(node)[0]
+        scale, zero = self._affine(node, quantizer)
         if isinstance(quantizer, TableActQuantizer):
-            return self._table(node, quantizer, source)
+            q = self._table(node, quantizer, source)
+            return self.add("DequantizeLinear", node, [q, scale, zero])
         assert isinstance(quantizer, AffineActQuantizer)
-        dtype = np.int8 if quantizer.signed else np.uint8
-        scale = self._scale(f"{node.name}_scale", quantizer.positive_step())
-        zero = self.constant(f"{node.name}_zero", quantizer.zero_point.cpu().numpy().astype(dtype))
         q = self.add("QuantizeLinear", node, [source, scale, zero], "_q")
         if quantizer.bits < 8:
-            low = self.constant(f"{node.name}_low", np.array(quantizer.low, dtype))
-            high = self.constant(f"{node.name}_high", np.array(quantizer.high, dtype))
+            offset = _offset(quantizer)
+            low = self.constant(f"{node.name}_low", np.array(quantizer.low + offset, np.uint8))
+            high = self.constant(f"{node.name}_high", np.array(quantizer.high + offset, np.uint8))
             q = self.add("Clip", node, [q, low, high], "_clip")
         return self.add("DequantizeLinear", node, [q, scale, zero])
 
     def _table(self, node: fx.Node, quantizer: TableActQuantizer, source: str) -> str:
-        """Signed tables are indexed by the integer plus 128: a uint8 with that zero point."""
+        """Level of each value: an 8-bit integer on a finer grid, looked up."""
         from onnx import TensorProto
 
-        dtype = np.int8 if quantizer.signed else np.uint8
+        offset = _offset(quantizer)
         fine = self._scale(f"{node.name}_fine", quantizer.fine_step())
-        offset = self.constant(
-            f"{node.name}_offset", np.array(128 if quantizer.signed else 0, np.uint8)
-        )
-        table = self.constant(f"{node.name}_table", quantizer.lookup().numpy().astype(dtype))
-        scale = self._scale(f"{node.name}_scale", quantizer.positive_step())
-        zero = self.constant(f"{node.name}_zero", np.array(0, dtype))
-        q = self.add("QuantizeLinear", node, [source, fine, offset], "_q")
+        zero = self.constant(f"{node.name}_fine_zero", np.array(offset, np.uint8))
+        levels = (quantizer.lookup().numpy() + offset).astype(np.uint8)
+        table = self.constant(f"{node.name}_table", levels)
+        q = self.add("QuantizeLinear", node, [source, fine, zero], "_q")
         index = self.add("Cast", node, [q], "_index", to=TensorProto.INT32)
-        level = self.add("Gather", node, [table, index], "_level", axis=0)
-        return self.add("DequantizeLinear", node, [level, scale, zero])
+        return self.add("Gather", node, [table, index], "_level", axis=0)
 
     def _integer_weights(self, node: fx.Node, layer: IntegerConv2d) -> list[str]:
         weight = layer.weight_int.cpu().numpy()
@@ -214,6 +218,10 @@ class _Writer:
         return names
 
 
+def _offset(quantizer: ActQuantizer) -> int:
+    return 128 if quantizer.signed else 0
+
+
 def _conv(w: _Writer, node: fx.Node, op: Op) -> str:
     module = module_of(w.traced, node)
     if isinstance(module, IntegerConv2d):
@@ -227,17 +235,11 @@ def _conv(w: _Writer, node: fx.Node, op: Op) -> str:
     if isinstance(padding, str):
         raise error("TQ651", f"convolution with padding {padding!r}", node=node.name)
     weights = w.weights(node)
-    kernel = _weight_shape(module)[2:]
+    weight = module.weight_int if isinstance(module, IntegerConv2d) else module.weight
     return w.add(
-        "Conv", node, [*w.inputs(node), *weights], kernel_shape=kernel, strides=list(stride),
+        "Conv", node, [*w.inputs(node), *weights], kernel_shape=list(weight.shape[2:]), strides=list(stride),
         pads=[*padding, *padding], dilations=list(dilation), group=groups,
     )  # fmt: skip
-
-
-def _weight_shape(module: nn.Module | None) -> list[int]:
-    weight = module.weight_int if isinstance(module, IntegerConv2d) else module.weight
-    assert isinstance(weight, Tensor)
-    return list(weight.shape)
 
 
 def _linear(w: _Writer, node: fx.Node, op: Op) -> str:

@@ -17,20 +17,24 @@ class QuantConv2d(nn.Conv2d):
     """Convolution whose weight is fake quantized at each call."""
 
     weight_quantizer: WeightQuantizer
+    quantize_weight = True  # False computes the float network, for comparison
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` [N, C, H, W] with the quantized weight."""
-        return self._conv_forward(x, self.weight_quantizer(self.weight), self.bias)
+        used = self.weight_quantizer if self.quantize_weight else self.weight_quantizer.prepared
+        return self._conv_forward(x, used(self.weight), self.bias)
 
 
 class QuantLinear(nn.Linear):
     """Dense layer whose weight is fake quantized at each call."""
 
     weight_quantizer: WeightQuantizer
+    quantize_weight = True  # False computes the float network, for comparison
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply ``x`` [N, I] with the quantized weight."""
-        return F.linear(x, self.weight_quantizer(self.weight), self.bias)
+        used = self.weight_quantizer if self.quantize_weight else self.weight_quantizer.prepared
+        return F.linear(x, used(self.weight), self.bias)
 
 
 class _FreezingBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -70,13 +74,16 @@ class IntegerConv2d(nn.Module):
     """Converted convolution: integer weight, step per channel, bias on the accumulator's grid.
 
     ``weight_int`` [O, I/g, kh, kw] int16, ``weight_step`` [O], ``bias_int`` [O] int32 in units of
-    the input's step times the weight's.
+    the input's step times the weight's. The forward accumulates integers exactly and rounds once,
+    by float32(acc) * float32(xs*ws/ys), as onnxruntime's QLinearConv does: summing dequantized values
+    instead moves a few results in a million, and in a deep network of few bits each of them grows.
     """
 
     weight_int: Tensor
     weight_step: Tensor
     bias_int: Tensor
     input_step: Tensor
+    output_step: Tensor
 
     def __init__(
         self, source: nn.Module, weight: Tensor, step: Tensor, bias: Tensor, input_step: Tensor
@@ -87,27 +94,47 @@ class IntegerConv2d(nn.Module):
             if isinstance(source, nn.Conv2d)
             else None
         )
-        self.nominal = (
-            getattr(source, "weight_quantizer", None) and source.weight_quantizer.level_set
-        )
         self.register_buffer("weight_int", weight.to(torch.int16))
         self.register_buffer("weight_step", step)
         self.register_buffer("bias_int", bias)
         self.register_buffer("input_step", input_step)
-
-    def dequantized(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias in float32, as DequantizeLinear gives them."""
-        shape = (-1,) + (1,) * (self.weight_int.dim() - 1)
-        weight = self.weight_int.float() * self.weight_step.reshape(shape)
-        return weight, self.bias_int.float() * (self.input_step * self.weight_step)
+        self.register_buffer("output_step", torch.tensor(1.0))
+        # Partial sums below 2^24 are exact in float32, whatever their order.
+        widest = float(weight.abs().reshape(len(weight), -1).sum(1).max()) * 255.0
+        self.dtype = torch.float32 if widest < 2.0**24 else torch.float64
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (or multiply) with the dequantized weight."""
-        weight, bias = self.dequantized()
+        """Convolve (or multiply) [N, ...]; the result is whole output steps, not yet clipped."""
+        x_int = torch.round(x / self.input_step).to(self.dtype)
+        weight = self.weight_int.to(self.dtype)
         if self.conv is None:
-            return F.linear(x, weight, bias)
-        return F.conv2d(x, weight, bias, *self.conv)
+            acc = F.linear(x_int, weight)
+        else:
+            acc = F.conv2d(x_int, weight, None, *self.conv)
+        shape = (-1,) + (1,) * (acc.dim() - 2)
+        acc = acc.double() + self.bias_int.double().reshape(shape)
+        scale = self.input_step * self.weight_step / self.output_step
+        return torch.round(acc.float() * scale.reshape(shape)) * self.output_step
 
 
 class IntegerLinear(IntegerConv2d):
     """Converted dense layer, weight [O, I]."""
+
+
+class IntegerGlobalAvgPool2d(nn.Module):
+    """Converted mean over height and width: sums integers, rounds once, as onnxruntime does."""
+
+    input_step: Tensor
+    output_step: Tensor
+
+    def __init__(self, input_step: Tensor, output_step: Tensor, *, keep: bool):
+        super().__init__()
+        self.keep = keep
+        self.register_buffer("input_step", input_step)
+        self.register_buffer("output_step", output_step)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, 1, 1] (or [N, C]); the result is whole output steps."""
+        total = torch.round(x / self.input_step).sum((2, 3), keepdim=self.keep)
+        scale = self.input_step / (self.output_step * float(x.shape[2] * x.shape[3]))
+        return torch.round(total * scale) * self.output_step

@@ -41,7 +41,7 @@ from tinyq.learn.trace import (
     trace,
 )
 
-register_module(ActQuantizer, "quantizer")
+register_module(ActQuantizer, lambda node, module: Op("quantizer"))
 
 _LAYERS = frozenset({"conv", "linear"})
 _IN_PLACE: dict[object, Callable[..., object]] = {

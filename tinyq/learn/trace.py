@@ -128,6 +128,7 @@ def _max_pool(
 
 
 def _avg_pool(
+    node: fx.Node,
     kernel: int | tuple[int, ...],
     stride: int | tuple[int, ...] | None = None,
     padding: int | tuple[int, ...] = 0,
@@ -135,6 +136,9 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Op:
+    whole = shape_of(tensor_inputs(node)[0])[-2:] == _pair(kernel)
+    if whole and _pair(padding) == (0, 0):
+        return Op("global_avg_pool")
     return Op(
         "avg_pool",
         kernel_hw=_pair(kernel),
@@ -182,7 +186,7 @@ _MODULES: dict[type, _ModuleRule] = {
         m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode
     ),
     nn.AvgPool2d: lambda n, m: _avg_pool(
-        m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad
+        n, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad
     ),
     nn.AdaptiveAvgPool2d: lambda n, m: _adaptive(n, m.output_size),
     nn.Flatten: lambda n, m: Op("reshape"),
@@ -235,7 +239,7 @@ _FUNCTIONS.update(
         torch.cat: lambda node, dim=0: Op("cat", dim=dim),
         torch.concat: lambda node, dim=0: Op("cat", dim=dim),
         F.max_pool2d: lambda node, *a, **k: _max_pool(*a, **k),
-        F.avg_pool2d: lambda node, *a, **k: _avg_pool(*a, **k),
+        F.avg_pool2d: _avg_pool,
         F.adaptive_avg_pool2d: _adaptive,
         torch.mean: _mean,
         "mean": _mean,
@@ -285,6 +289,6 @@ def operations(traced: fx.GraphModule) -> list[tuple[fx.Node, Op]]:
     ]
 
 
-def register_module(kind: type[nn.Module], name: str) -> None:
-    """Make modules of type ``kind`` the operation called ``name``."""
-    _MODULES[kind] = lambda node, module: Op(name)
+def register_module(kind: type[nn.Module], rule: _ModuleRule) -> None:
+    """Say what operation modules of type ``kind`` are."""
+    _MODULES[kind] = rule

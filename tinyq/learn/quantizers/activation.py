@@ -138,8 +138,8 @@ class TableActQuantizer(ActQuantizer):
 
     The 8-bit step is the level step over ``fine``, the largest odd number that fits: odd, so that
     midpoints between levels an odd distance apart are rounding boundaries and nothing moves; where
-    the distance is even, a value within half an 8-bit step of the midpoint may take the other level,
-    which is equally near.
+    the distance is even, a value within half an 8-bit step of the midpoint may take the other
+    level, which is equally near.
     """
 
     table: Tensor

@@ -1,8 +1,8 @@
 """Learnable companding (Yamamoto, CVPR 2021): train the spacing of the levels.
 
 A monotone piecewise linear function on [0, 1] compresses the magnitude, uniform rounding follows,
-and its inverse expands. The expanded levels are rounded to int8 integers inside the forward, so that what
-is trained is what is exported.
+and its inverse expands. The expanded levels are rounded to int8 integers inside the forward, so
+that what is trained is what is exported.
 """
 
 from __future__ import annotations

@@ -1,0 +1,355 @@
+"""After training: rounding, steps and statistics chosen so that layers answer as in float.
+
+AdaRound (Nagel et al., ICML 2020) trains whether each weight goes up or down; BRECQ (Li et al.,
+ICLR 2021) does so for the layers of a block together; AdaQuant (Hubara et al., ICML 2021) trains
+weights, biases and ranges through straight-through rounding. All take a layer's input from the
+quantized network and its target from the float one, and work with every quantizer: between the two
+levels around a weight, whatever these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from tinyq.errors import error
+from tinyq.learn.estimators.base import interval
+from tinyq.learn.layers import QuantConv2d, QuantLinear
+from tinyq.learn.prepare import act_quantizers, quant_layers
+from tinyq.learn.quantizers import WeightQuantizer
+from tinyq.learn.trace import FUSED_AFTER, is_tensor, module_of, op_of, tensor_inputs
+
+_LOW, _HIGH = -0.1, 1.1  # the rectified sigmoid's stretch
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Steps of Adam and its rate, images a step, and AdaRound's regulariser.
+
+    The publications use 20,000 steps of 32 images, rate 1e-3; small layers settle far sooner.
+    """
+
+    steps: int = 1000
+    batch: int = 32
+    lr: float = 1e-2
+    weight: float = 0.01
+    beta: tuple[float, float] = (20.0, 2.0)
+    warm_up: float = 0.2
+    seed: int = 0
+
+
+class RoundingWeight(nn.Module):
+    """Weight quantizer whose rounding is trained: h(a) in [0, 1] between neighbouring levels.
+
+    Starts at the weight's own fraction; hard rounding (h >= ½) is what eval and export use.
+    """
+
+    def __init__(self, source: WeightQuantizer, weight: Tensor):
+        super().__init__()
+        self.level_set, self.source = source.level_set, source
+        x = source.prepared(weight.detach())
+        step = source.current_step(x).detach()
+        low, high = source.bounds()
+        v = (x / step).clamp(low, high)
+        below, above = interval(v, source.levels())
+        self.below, self.above = below.clamp(low, high), above.clamp(low, high)
+        self.step = step
+        fraction = ((v - below) / (above - below)).clamp(0.0, 1.0)
+        start = ((fraction - _LOW) / (_HIGH - _LOW)).clamp(1e-4, 1 - 1e-4)
+        self.a = nn.Parameter(torch.log(start / (1 - start)))
+        self.soft = True
+
+    def prepared(self, weight: Tensor) -> Tensor:
+        """Weight as the quantizer it replaces takes it."""
+        return self.source.prepared(weight)
+
+    def h(self) -> Tensor:
+        """Share of the way from the level below to the level above."""
+        return (torch.sigmoid(self.a) * (_HIGH - _LOW) + _LOW).clamp(0.0, 1.0)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Weight between its levels while ``soft``, else at one of them."""
+        share = self.h() if self.soft else (self.h() >= 0.5).to(weight.dtype)
+        return (self.below + (self.above - self.below) * share) * self.step
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Chosen levels [O, ...] and steps [O]."""
+        q = torch.where(self.h() >= 0.5, self.above, self.below)
+        return q, self.step.reshape(-1).expand(len(weight)).clone()
+
+    def penalty(self, beta: float) -> Tensor:
+        """Sum of 1 - |2h - 1|^beta: zero when every weight has decided."""
+        return (1.0 - (2.0 * self.h() - 1.0).abs().pow(beta)).sum()
+
+
+def adaround(
+    prepared: fx.GraphModule,
+    inputs: Tensor,
+    config: ReconstructConfig | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+) -> None:
+    """Train the rounding of each layer in turn, in place, on calibration ``inputs`` [N, ...]."""
+    for name in layers or list(quant_layers(prepared)):
+        brecq(prepared, inputs, config, blocks=[[name]])
+
+
+def brecq(
+    prepared: fx.GraphModule,
+    inputs: Tensor,
+    config: ReconstructConfig | None = None,
+    *,
+    blocks: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Train the rounding of the layers of each block together, in place.
+
+    ``blocks`` are lists of layer names in graph order; by default :func:`find_blocks`. What is
+    compared is the value behind the block, before it is quantized.
+    """
+    settings = config or ReconstructConfig()
+    prepared.eval()
+    for block in find_blocks(prepared) if blocks is None else blocks:
+        segment = Segment.of(prepared, block)
+        target, given = segment.data(inputs)
+        rounding = []
+        for name in block:
+            layer = quant_layers(prepared)[name]
+            layer.weight_quantizer = RoundingWeight(layer.weight_quantizer, layer.weight)
+            rounding.append(layer.weight_quantizer)
+        parameters = [r.a for r in rounding]
+        optimizer = torch.optim.Adam(parameters, settings.lr)
+        for step, (x, y) in enumerate(_batches(given, target, settings)):
+            loss = F.mse_loss(segment.run(x), y) * y[0].numel() ** 0.5
+            beta = _beta(step, settings)
+            if beta is not None:
+                loss = loss + settings.weight * sum(r.penalty(beta) for r in rounding)
+            optimizer.zero_grad()
+            loss.backward(inputs=parameters)
+            optimizer.step()
+        for r in rounding:
+            r.soft = False
+
+
+def adaquant(
+    prepared: fx.GraphModule,
+    inputs: Tensor,
+    config: ReconstructConfig | None = None,
+    *,
+    weight_lr: float = 1e-5,
+    bias_lr: float = 1e-3,
+    range_lr: float = 1e-3,
+) -> None:
+    """Train weights, biases and steps of each layer in turn against its float output, in place."""
+    settings = config or ReconstructConfig(batch=50)
+    prepared.eval()
+    for name, layer in quant_layers(prepared).items():
+        segment = Segment.of(prepared, [name])
+        target, given = segment.data(inputs)
+        norms = [
+            module_of(prepared, n)
+            for n in segment.nodes
+            if isinstance(module_of(prepared, n), nn.modules.batchnorm._BatchNorm)
+        ]
+        biases = [m.bias for m in [layer, *norms] if m is not None and m.bias is not None]
+        steps = [p for n, p in layer.weight_quantizer.named_parameters() if n.endswith("step")]
+        groups = [
+            {"params": [layer.weight], "lr": weight_lr},
+            {"params": biases, "lr": bias_lr},
+            {"params": steps, "lr": range_lr},
+        ]
+        optimizer = torch.optim.Adam([g for g in groups if g["params"]])
+        wanted = [layer.weight, *biases, *steps]
+        for x, y in _batches(given, target, settings):
+            loss = F.mse_loss(segment.run(x), y)
+            optimizer.zero_grad()
+            loss.backward(inputs=wanted)
+            optimizer.step()
+
+
+@torch.no_grad()
+def correct_bias(prepared: fx.GraphModule, inputs: Tensor) -> None:
+    """Move each layer's bias (BatchNorm's, where there is one) by the mean error of its channels.
+
+    Layers in order, each seeing what the corrections before it made.
+    """
+    prepared.eval()
+    for name, layer in quant_layers(prepared).items():
+        segment = Segment.of(prepared, [name], activation=False)
+        target, given = segment.data(inputs)
+        dims = [d for d in range(target.dim()) if d != 1]
+        error_mean = (target - segment.run(given)).mean(dims)
+        norm = module_of(prepared, segment.end)
+        holder = norm if isinstance(norm, nn.modules.batchnorm._BatchNorm) else layer
+        if holder.bias is None:
+            holder.bias = nn.Parameter(torch.zeros_like(error_mean))
+        holder.bias.add_(error_mean)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Measure BatchNorm statistics anew on the quantized network, as plain means over batches."""
+    norms = [m for m in prepared.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(m.momentum, getattr(m, "freeze_step", None)) for m in norms]
+    was_training = prepared.training
+    prepared.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum, norm.freeze_step = None, None
+        norm.train()
+    for batch in batches:
+        prepared(batch)
+    for norm, (momentum, freeze_step) in zip(norms, kept, strict=True):
+        norm.momentum, norm.freeze_step = momentum, freeze_step
+    prepared.train(was_training)
+
+
+def find_blocks(prepared: fx.GraphModule) -> list[list[str]]:
+    """Layers between points where the whole network passes through one value.
+
+    A residual block is what lies between two such values, both branches included; layers in a row
+    without branches are blocks of one.
+    """
+    blocks: list[list[str]] = []
+    current: list[str] = []
+    for node, single in _cuts(prepared):
+        if isinstance(module_of(prepared, node), QuantConv2d | QuantLinear):
+            current.append(str(node.target))
+        if current and single:
+            blocks.append(current)
+            current = []
+    return [*blocks, current] if current else blocks
+
+
+def _cuts(prepared: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
+    """Each tensor node, and whether its value alone is all that later nodes read."""
+    waiting: dict[fx.Node, int] = {}
+    found = []
+    for node in prepared.graph.nodes:
+        if not is_tensor(node) or node.op == "output":
+            continue
+        for source in tensor_inputs(node):
+            waiting[source] -= 1
+        waiting[node] = sum(is_tensor(u) or u.op == "output" for u in node.users)
+        waiting = {n: left for n, left in waiting.items() if left > 0}
+        found.append((node, list(waiting) == [node] and not _is_fused(prepared, node)))
+    return found
+
+
+def _is_fused(prepared: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether BatchNorm or an activation follows, before the value is quantized."""
+    fused = FUSED_AFTER | {"batch_norm"}
+    users = [u for u in node.users if is_tensor(u) and u.op != "output"]
+    return len(users) == 1 and op_of(prepared, users[0]).kind in fused
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Nodes from a block's first layer to ``end``, and the values ``given`` that they read."""
+
+    model: fx.GraphModule
+    nodes: tuple[fx.Node, ...]
+    given: tuple[fx.Node, ...]
+    end: fx.Node
+
+    @staticmethod
+    def of(model: fx.GraphModule, block: Sequence[str], *, activation: bool = True) -> Segment:
+        """Make the segment of the layers named in ``block``; TQ652 for a name that is none.
+
+        One layer ends behind its BatchNorm and (with ``activation``) its activation; several end
+        where the network passes through one value.
+        """
+        unknown = [n for n in block if n not in quant_layers(model)]
+        if unknown:
+            raise error("TQ652", f"no quantized layer is called {unknown[0]!r}")
+        order = list(model.graph.nodes)
+        layers = [n for n in order if n.op == "call_module" and str(n.target) in block]
+        first, last = order.index(layers[0]), order.index(layers[-1])
+        if len(layers) == 1:
+            end = layers[0]
+            while _is_fused(model, end):
+                after = next(iter(end.users))
+                if not activation and op_of(model, after).kind != "batch_norm":
+                    break
+                end = after
+        else:
+            end = next(n for n, single in _cuts(model) if single and order.index(n) >= last)
+        inner = tuple(n for n in order[first : order.index(end) + 1] if n.op != "placeholder")
+        inside = set(inner)
+        given = {s: None for n in inner for s in n.all_input_nodes if s not in inside}
+        return Segment(model, inner, tuple(given), end)
+
+    @torch.no_grad()
+    def data(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Output of the float network, and what the quantized one gives to the segment."""
+        target = _values(self.model, x, (self.end,), quantized=False)[0]
+        return target, _values(self.model, x, self.given, quantized=True)
+
+    def run(self, values: Sequence[Tensor]) -> Tensor:
+        """Compute the segment's output from what it reads."""
+        env: dict[fx.Node, object] = dict(zip(self.given, values, strict=True))
+        for node in self.nodes:
+            _execute(self.model, node, env)
+        result = env[self.end]
+        assert isinstance(result, Tensor)
+        return result
+
+
+def _execute(model: fx.GraphModule, node: fx.Node, env: dict[fx.Node, object]) -> None:
+    args = fx.map_arg(node.args, lambda n: env[n])
+    kwargs = fx.map_arg(node.kwargs, lambda n: env[n])
+    if node.op == "call_module":
+        env[node] = model.get_submodule(str(node.target))(*args, **kwargs)
+    elif node.op == "call_function":
+        env[node] = node.target(*args, **kwargs)
+    elif node.op == "call_method":
+        env[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+
+
+def _values(
+    model: fx.GraphModule, x: Tensor, wanted: Sequence[fx.Node], *, quantized: bool
+) -> list[Tensor]:
+    """Values of ``wanted`` nodes for the input ``x``."""
+    switches = [*act_quantizers(model).values()]
+    layers = [*quant_layers(model).values()]
+    for switch in switches:
+        switch.enabled = quantized
+    for layer in layers:
+        layer.quantize_weight = quantized
+    env: dict[fx.Node, object] = {}
+    try:
+        for node in model.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = x
+            elif node.op != "output":
+                _execute(model, node, env)
+    finally:
+        for switch in switches:
+            switch.enabled = True
+        for layer in layers:
+            layer.quantize_weight = True
+    return [env[n] for n in wanted]
+
+
+def _batches(
+    given: list[Tensor], target: Tensor, config: ReconstructConfig
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    generator = torch.Generator().manual_seed(config.seed)
+    for _ in range(config.steps):
+        index = torch.randint(
+            0, len(target), (min(config.batch, len(target)),), generator=generator
+        )
+        yield [g[index] for g in given], target[index]
+
+
+def _beta(step: int, config: ReconstructConfig) -> float | None:
+    """Exponent of the regulariser, falling from the first to the second; None in the warm-up."""
+    start = config.warm_up * config.steps
+    if step < start:
+        return None
+    share = (step - start) / (config.steps - start)
+    return config.beta[0] + (config.beta[1] - config.beta[0]) * share
