@@ -32,7 +32,8 @@ class Requant:
     def apply(self, acc: Int64) -> Int64:
         """Outputs of accumulators [..., O]."""
         high = ((acc << self.pre_shift) * self.multiplier) >> 32
-        return np.clip((high + self.addend) >> self.post_shift, self.qmin, self.qmax)
+        y: Int64 = (high + self.addend) >> self.post_shift
+        return y.clip(self.qmin, self.qmax)
 
 
 def draw_requant(
@@ -59,7 +60,7 @@ def draw_requant(
 
 @dataclass(frozen=True)
 class Fix:
-    """A correction: where the accumulator of ``channel`` is ``acc``, ``before`` becomes ``after``."""
+    """Where the accumulator of ``channel`` is ``acc``, the output ``before`` becomes ``after``."""
 
     channel: int
     acc: int
@@ -111,7 +112,7 @@ class Program:
         scratch_bytes: int,
         in_place: str = "",
     ) -> None:
-        """One call of ``fn``; ``in_place`` is "", "start" (y at x) or "end" (y ends where x ends)."""
+        """One call; ``in_place`` is "", "start" (y at x) or "end" (y ends where x ends)."""
         i = len(self.names)
         self.names.append(name)
         size = x.size if not in_place else max(x.size, y.size)
@@ -124,18 +125,16 @@ class Program:
         self.data.append(f"static const tinyq_requant_t rq{i}[] = {{{pairs}}};")
         x_at = size - x.size if in_place == "end" else 0
         self.calls.append(
-            f"    {{ int8_t *b = buffer({size}, 0); int8_t *xb = b + {x_at};"
-            f" int8_t *yb = {'b' if in_place else f'buffer({y.size}, 1)'};"
-            f" void *s = buffer({scratch_bytes}, 2);"
-            f" memcpy(xb, x{i}, {x.size}); const uint32_t t = now();"
-            f" {fn}(xb, yb, w{i}, rq{i}, s); const uint32_t d = now() - t;"
-            f' report("{name}", yb, e{i}, {y.size}, d); release(); }}'
+            f'    {{"{name}", {fn}, x{i}, w{i}, rq{i}, e{i},'
+            f" {x.size}, {y.size}, {size}, {x_at}, {scratch_bytes}, {int(bool(in_place))}}},"
         )
 
     def text(self) -> str:
         return "\n".join(
-            [render("lib/tinyq_dsp.h"), _PRELUDE, *self.functions.values(), *self.data,
-             "int main(void) {", "    start();", *self.calls, "    finish();", "    return 0;", "}\n"]
+            [
+                render("lib/tinyq_dsp.h"), _PRELUDE, *self.functions.values(), *self.data,
+                "static const case_t cases_[] = {", *self.calls, "};", _MAIN,
+            ]
         )  # fmt: skip
 
 
@@ -192,8 +191,9 @@ def accumulate(x: Int8, weight_ohwi: Int8, case: Conv) -> Int64:
     for ky in range(case.k[0]):
         for kx in range(case.k[1]):
             y0, x0 = ky * case.d[0], kx * case.d[1]
-            tap = padded[y0 : y0 + (oh - 1) * case.s[0] + 1 : case.s[0],
-                         x0 : x0 + (ow - 1) * case.s[1] + 1 : case.s[1]].astype(np.int64)  # fmt: skip
+            rows = slice(y0, y0 + (oh - 1) * case.s[0] + 1, case.s[0])
+            columns = slice(x0, x0 + (ow - 1) * case.s[1] + 1, case.s[1])
+            tap = padded[rows, columns].astype(np.int64)
             for g in range(case.groups):
                 w = weight_ohwi[g * og : (g + 1) * og, ky, kx].astype(np.int64)
                 acc[:, :, g * og : (g + 1) * og] += tap[:, :, g * cg : (g + 1) * cg] @ w.T
@@ -419,6 +419,20 @@ static void release(void) {
     }
 }
 #endif
+typedef struct {
+    const char *name;
+    void (*fn)(const int8_t *, int8_t *, const int8_t *, const tinyq_requant_t *, void *);
+    const int8_t *x;
+    const int8_t *w;
+    const tinyq_requant_t *rq;
+    const int8_t *expected;
+    int32_t x_size;
+    int32_t y_size;
+    int32_t size;
+    int32_t x_at;
+    int32_t scratch_size;
+    int32_t in_place;
+} case_t;
 static void put_number(uint32_t v) {
     char text[12];
     int32_t i = 11;
@@ -429,7 +443,8 @@ static void put_number(uint32_t v) {
     } while (v != 0U);
     put(text + i);
 }
-static void report(const char *name, const int8_t *y, const int8_t *expected, int32_t n, uint32_t ticks) {
+static void report(
+    const char *name, const int8_t *y, const int8_t *expected, int32_t n, uint32_t ticks) {
     uint32_t wrong = 0;
     for (int32_t i = 0; i < n; i++) {
         wrong += y[i] != expected[i];
@@ -440,5 +455,25 @@ static void report(const char *name, const int8_t *y, const int8_t *expected, in
     put(" ");
     put_number(ticks);
     put("\n");
+}
+"""
+
+_MAIN = r"""
+int main(void) {
+    start();
+    for (size_t i = 0; i < sizeof cases_ / sizeof cases_[0]; i++) {
+        const case_t *c = cases_ + i;
+        int8_t *b = buffer(c->size, 0);
+        int8_t *x = b + c->x_at;
+        int8_t *y = c->in_place ? b : buffer(c->y_size, 1);
+        void *scratch = buffer(c->scratch_size, 2);
+        memcpy(x, c->x, (size_t)c->x_size);
+        const uint32_t begin = now();
+        c->fn(x, y, c->w, c->rq, scratch);
+        report(c->name, y, c->expected, c->y_size, now() - begin);
+        release();
+    }
+    finish();
+    return 0;
 }
 """

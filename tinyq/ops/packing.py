@@ -21,9 +21,9 @@ PIXELS_PER_BLOCK = 3
 def column_order(kernel_hw: tuple[int, int], channels: int, by_rows: bool) -> Int64:
     """Order in which a gathered column holds the values of a patch.
 
-    Returns [K4] flat indices into [KH, KW, channels], -1 where the column is padded to a multiple of
-    four. Runs of contiguous input bytes (a kernel row when ``by_rows``, else one tap) come first, in
-    whole words; the last ``run % 4`` bytes of every run follow together.
+    Returns [K4] flat indices into [KH, KW, channels], -1 where the column is padded to a multiple
+    of four. Runs of contiguous input bytes (a kernel row when ``by_rows``, else one tap) come
+    first, in whole words; the last ``run % 4`` bytes of every run follow together.
     """
     kh, kw = kernel_hw
     run = kw * channels if by_rows else channels
@@ -69,7 +69,7 @@ def pack_matmul(weight_oi: Int8, order: Int64, mode: MatmulMode) -> Int8:
 
 
 def pack_matvec(weight_oi: Int8, mode: MatmulMode) -> Int8:
-    """Weights [O, K] as matvec_s8_dsp.c.j2 reads them: blocks of four channels, then two, then one."""
+    """Weights [O, K] as matvec_s8_dsp.c.j2 reads them: channels by four, then two, then one."""
     channels, inputs = weight_oi.shape
     padded = np.pad(weight_oi.astype(np.int64), ((0, 0), (0, -inputs % 4)))
     steps = padded.reshape(channels, -1, 4)
@@ -124,7 +124,7 @@ def dense_scratch_bytes(inputs: int) -> int:
 
 
 def depthwise_plane_width(out_width: int, kernel: int, stride: int, dilation: int) -> int:
-    """Halfwords in a row of a depthwise plane: what the outputs read, one more, rounded up to even."""
+    """Halfwords in a row of a depthwise plane: what the outputs read and one more, made even."""
     return ((out_width - 1) * stride + (kernel - 1) * dilation + 4) // 2 * 2
 
 
