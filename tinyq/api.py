@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tinyq.ir import Graph
     from tinyq.plan import MemoryPlan
     from tinyq.select import Schedule
+    from tinyq.verification.verify import Progress, Subject, VerifyOptions, VerifyReport
 
 ORACLES = ("ort",)
 IO = ("int8", "float")
@@ -94,6 +95,46 @@ def compile(model: Path | str, *, output: Path | str | None = None, **options: o
     compiled = compile_model(model, chosen)
     write_program(compiled.program, Path(output or compiled.program.name))
     return compiled
+
+
+def open_folder(folder: Path, layers: bool = False) -> Subject:
+    """A compiled folder ready to be verified: its integer graph again, and its oracles.
+
+    With ``layers`` the oracle exposes every intermediate tensor that a layer of the C computes.
+    Raises TQ503 for a folder that is none.
+    """
+    from tinyq.build import load_network
+    from tinyq.frontends.onnx import load_model
+    from tinyq.frontends.oracle import OrtOracle
+    from tinyq.verification.verify import Subject, read_manifest
+
+    manifest = read_manifest(folder)
+    shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+    options = CompileOptions(manifest["target"], oracle=manifest["oracle"], shapes=shapes)
+    path = folder / manifest["model"]
+    graph, _, _ = lower_model(path, options)
+    proto = load_model(path)
+    expose = tuple(dict.fromkeys(o.name for o in graph.origins)) if layers else ()
+    gaps = {
+        "onnxruntime (x86 default)": OrtOracle(proto, graph, integer_kernels=False),
+        "onnxruntime (not optimised)": OrtOracle(
+            proto, graph, integer_kernels=False, optimise=False
+        ),
+    }
+    return Subject(
+        load_network(folder), graph, "onnxruntime", OrtOracle(proto, graph, expose=expose), gaps
+    )
+
+
+def verify(
+    folder: Path | str, options: VerifyOptions | None = None, progress: Progress | None = None
+) -> VerifyReport:
+    """Verify a compiled folder; ``report.equal`` is the verdict. Raises TQ4xx and TQ5xx."""
+    from tinyq.verification.verify import VerifyOptions as Options
+    from tinyq.verification.verify import verify as run
+
+    chosen = options or Options()
+    return run(open_folder(Path(folder), chosen.layers), chosen, progress)
 
 
 def default_name(model: Path) -> str:

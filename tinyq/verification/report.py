@@ -1,0 +1,70 @@
+"""What a verification found."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from tinyq.verification.compare import Comparison
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer over all samples.
+
+    ``different`` counts elements at which the emulated C differs from the reference,
+    ``oracle_different`` those at which the reference differs from the oracle's intermediate tensor
+    (None where the oracle has none). ``instructions`` is the first sample's count.
+    """
+
+    index: int
+    name: str
+    op: str
+    kernel: str
+    elements: int
+    macs: int
+    different: int | None
+    oracle_different: int | None
+    instructions: int | None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The verdict and every figure of one verification; sizes in bytes.
+
+    ``equal``: the oracle, the integer reference and the C agree on every output integer of every
+    sample (and, with ``layers``, on every layer). ``comparisons`` are the pairs that make the
+    verdict; ``gaps`` compare the oracle with the same framework in other settings, as information.
+    ``flash_bytes`` is code and constants of the network alone; ``ram_bytes`` is arena, variables
+    and measured stack. Fields that an emulator cannot measure are None.
+    """
+
+    equal: bool
+    target: str
+    emulator: str
+    oracle: str
+    samples: int
+    sample_source: str
+    outputs_compared: int
+    outputs_different: int
+    max_difference: int
+    accuracy: float | None
+    oracle_accuracy: float | None
+    instructions_per_inference: int | None
+    flash_bytes: int | None
+    code_bytes: int | None
+    constant_bytes: int | None
+    arena_bytes: int
+    stack_bytes: int | None
+    stack_bound_bytes: int | None
+    ram_bytes: int | None
+    comparisons: tuple[Comparison, ...]
+    gaps: tuple[Comparison, ...]
+    layers: tuple[LayerReport, ...]
+    host: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready object with every field."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,284 @@
+"""Verifies a compiled folder: oracle, integer reference and C, on every sample."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tinyq.build import Network, load_network
+from tinyq.emulate.network import NetworkRun, RunOptions, run_network
+from tinyq.errors import error
+from tinyq.ir import AnyArray, Graph
+from tinyq.verification.compare import Comparison, compare
+from tinyq.verification.reference import interpret
+from tinyq.verification.report import LayerReport, VerifyReport
+from tinyq.verification.samples import SampleSet, load_labels, load_samples, random_samples
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many steps are done, and of how many."""
+
+
+class Oracle(Protocol):
+    """Whatever decides what is right: runs the original model on integers."""
+
+    def run(self, inputs: dict[str, AnyArray]) -> tuple[AnyArray, ...]:
+        """Integer outputs of one inference."""
+        ...
+
+    def run_exposed(self, inputs: dict[str, AnyArray]) -> dict[str, AnyArray]:
+        """Intermediate integer tensors by name."""
+        ...
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How to verify. ``samples`` is a file or folder; without one, ``random`` samples of ``seed``.
+
+    ``target`` replaces the compiled folder's own; ``sanitize`` builds the host's C with ASan and
+    UBSan; ``timeout`` is in seconds an emulated run.
+    """
+
+    emulator: str = "qemu"
+    samples: Path | None = None
+    labels: Path | None = None
+    random: int = 20
+    seed: int = 0
+    layers: bool = False
+    target: str = ""
+    sanitize: bool = False
+    timeout: float = 1800.0
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is verified: the folder's network, its integer graph and the oracles for it.
+
+    ``gaps`` are further oracles, by name, that inform without deciding.
+    """
+
+    network: Network
+    graph: Graph
+    oracle_name: str
+    oracle: Oracle
+    gaps: dict[str, Oracle] = field(default_factory=dict)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a compiled folder; raises TQ503."""
+    load_network(folder)
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if not manifest.get("model") or not (folder / manifest["model"]).is_file():
+        raise error("TQ503", "the model that it was compiled from is missing", file=str(folder))
+    return manifest
+
+
+def verify(
+    subject: Subject, options: VerifyOptions, progress: Progress | None = None
+) -> VerifyReport:
+    """Run the samples through oracle, reference and C, and compare. Raises TQ4xx and TQ5xx."""
+    start, tell = time.monotonic(), progress or _silent
+    samples = _samples(subject, options)
+    labels = _labels(options, samples)
+    expected = _run_oracle(subject, samples, tell)
+    reference = _run_reference(subject, samples, options.layers, tell)
+    tell(f"building and running on {options.emulator}", 0, 1)
+    run = run_network(
+        subject.network,
+        samples.inputs,
+        RunOptions(
+            emulator=options.emulator,
+            layers=options.layers,
+            target=options.target,
+            sanitize=options.sanitize,
+            timeout=options.timeout,
+        ),
+    )
+    tell(f"building and running on {options.emulator}", 1, 1)
+    return _report(subject, options, samples, labels, expected, reference, run, start)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+def _samples(subject: Subject, options: VerifyOptions) -> SampleSet:
+    inputs = subject.network.inputs
+    if options.samples is None:
+        return random_samples(inputs, options.random, options.seed)
+    quant = tuple(
+        (v.type.quant.scale, v.type.quant.zero_point) if v.type.quant is not None else None
+        for v in subject.graph.inputs
+    )
+    return load_samples(options.samples, inputs, quant)
+
+
+def _labels(options: VerifyOptions, samples: SampleSet) -> AnyArray | None:
+    if options.labels is None:
+        return samples.labels
+    labels = load_labels(options.labels)
+    if len(labels) != samples.count:
+        raise error(
+            "TQ504", f"{len(labels)} labels for {samples.count} samples", file=str(options.labels)
+        )
+    return labels
+
+
+def _one(subject: Subject, samples: SampleSet, index: int) -> dict[str, AnyArray]:
+    """One sample as the graph's inputs by name, in their full shapes."""
+    return {
+        value.name: array[index].reshape(value.type.shape)
+        for value, array in zip(subject.graph.inputs, samples.inputs, strict=True)
+    }
+
+
+def _run_oracle(
+    subject: Subject, samples: SampleSet, tell: Progress
+) -> dict[str, list[AnyArray]]:
+    """Outputs [n, ...] of the oracle and of every gap oracle, by name."""
+    results: dict[str, list[AnyArray]] = {}
+    oracles = {subject.oracle_name: subject.oracle, **subject.gaps}
+    for name, oracle in oracles.items():
+        rows = []
+        for k in range(samples.count):
+            tell(f"running {name}", k, samples.count)
+            rows.append(oracle.run(_one(subject, samples, k)))
+        results[name] = _stacked(rows)
+    return results
+
+
+def _stacked(rows: Sequence[tuple[AnyArray, ...]]) -> list[AnyArray]:
+    return [np.stack([r.reshape(-1) for r in column]) for column in zip(*rows, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    outputs: list[AnyArray]
+    layers: dict[str, AnyArray]
+    oracle_layers: dict[str, int]
+
+
+def _run_reference(
+    subject: Subject, samples: SampleSet, layers: bool, tell: Progress
+) -> _Reference:
+    rows: list[tuple[AnyArray, ...]] = []
+    by_layer: dict[str, list[AnyArray]] = {}
+    oracle_layers: dict[str, int] = {}
+    for k in range(samples.count):
+        tell("running the integer reference", k, samples.count)
+        inputs = _one(subject, samples, k)
+        values = interpret(subject.graph, inputs)
+        rows.append(tuple(v.array if v.is_constant else values[v] for v in subject.graph.outputs))
+        if not layers:
+            continue
+        for node in subject.graph.nodes:
+            by_layer.setdefault(node.name, []).append(values[node.output].reshape(-1))
+        exposed = subject.oracle.run_exposed(inputs)
+        for origin in subject.graph.origins:
+            if origin.name in exposed:
+                ours = np.transpose(values[origin.value].reshape(origin.shape), origin.perm)
+                theirs = exposed[origin.name].astype(np.int64) - origin.offset
+                wrong = int(np.count_nonzero(ours.astype(np.int64).reshape(-1) != theirs.ravel()))
+                node_name = subject.graph.producers[origin.value].name
+                oracle_layers[node_name] = oracle_layers.get(node_name, 0) + wrong
+    stacked = {name: np.stack(arrays) for name, arrays in by_layer.items()}
+    return _Reference(_stacked(rows), stacked, oracle_layers)
+
+
+def _report(
+    subject: Subject, options: VerifyOptions, samples: SampleSet, labels: AnyArray | None,
+    expected: dict[str, list[AnyArray]], reference: _Reference, run: NetworkRun, start: float,
+) -> VerifyReport:  # fmt: skip
+    names = [value.name for value in subject.graph.outputs]
+    oracle = (subject.oracle_name, expected[subject.oracle_name])
+    device = (options.emulator, list(run.trace.outputs))
+    comparisons = (
+        compare(oracle, ("reference", reference.outputs), names),
+        compare(("reference", reference.outputs), device, names),
+        compare(oracle, device, names),
+    )
+    gaps = tuple(compare(oracle, (name, expected[name]), names) for name in subject.gaps)
+    layers = _layers(subject, reference, run) if options.layers else ()
+    equal = all(c.equal for c in comparisons) and not any(
+        layer.different or layer.oracle_different for layer in layers
+    )
+    last = comparisons[-1]
+    counts, footprint = run.trace.instructions_per_inference, run.artifact.footprint
+    stack, arena = run.trace.stack_bytes, subject.network.arena_bytes
+    data = footprint.data_bytes if footprint is not None else 0
+    return VerifyReport(
+        equal=equal,
+        target=options.target or subject.network.target,
+        emulator=options.emulator,
+        oracle=subject.oracle_name,
+        samples=samples.count,
+        sample_source=samples.source,
+        outputs_compared=last.compared,
+        outputs_different=last.different,
+        max_difference=last.max_difference,
+        accuracy=_accuracy(device[1], labels),
+        oracle_accuracy=_accuracy(oracle[1], labels),
+        instructions_per_inference=max(counts) if counts else None,
+        flash_bytes=footprint.flash_bytes if footprint else None,
+        code_bytes=footprint.code_bytes if footprint else None,
+        constant_bytes=footprint.constant_bytes if footprint else None,
+        arena_bytes=arena,
+        stack_bytes=stack,
+        stack_bound_bytes=footprint.stack_bound_bytes if footprint else None,
+        ram_bytes=arena + data + stack if footprint and stack is not None else None,
+        comparisons=comparisons,
+        gaps=gaps,
+        layers=layers,
+        host=host_description(),
+        seconds=round(time.monotonic() - start, 3),
+    )
+
+
+def _layers(subject: Subject, reference: _Reference, run: NetworkRun) -> tuple[LayerReport, ...]:
+    manifest = json.loads((subject.network.folder / "manifest.json").read_text(encoding="utf-8"))
+    traced = run.trace.layers or {}
+    made = []
+    for entry in manifest["layers"]:
+        name, index = entry["name"], entry["index"]
+        wanted, got = reference.layers.get(name), traced.get(name)
+        different = None
+        if wanted is not None and got is not None:
+            different = int(np.count_nonzero(wanted != got.reshape(wanted.shape)))
+        counts = run.trace.layer_instructions.get(name)
+        made.append(
+            LayerReport(
+                index, name, entry["op"], entry["kernel"],
+                wanted.shape[1] if wanted is not None else 0, entry["macs"], different,
+                reference.oracle_layers.get(name), counts[0] if counts else None,
+            )
+        )  # fmt: skip
+    return tuple(made)
+
+
+def _accuracy(outputs: Sequence[AnyArray], labels: AnyArray | None) -> float | None:
+    """Share of samples whose largest element of the first output is at the label."""
+    if labels is None:
+        return None
+    return float(np.mean(outputs[0].argmax(axis=1) == labels))
+
+
+def host_description() -> str:
+    """Processor and the features on which onnxruntime's integer kernels depend."""
+    flags: set[str] = set()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.split(":", 1)[1].split())
+                break
+    known = [f for f in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "asimddp") if f in flags]
+    return f"{platform.machine()} ({', '.join(known) or 'no vector features found'})"
+
+
+__all__ = ["Comparison", "Subject", "VerifyOptions", "VerifyReport", "read_manifest", "verify"]
