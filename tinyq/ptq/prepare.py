@@ -121,21 +121,39 @@ def _probe_shapes(graph: Graph, tensors: list[str], batch: int) -> list[tuple[in
 
 
 def _fold_constants(graph: Graph) -> None:
-    """Compute nodes whose inputs are all constant."""
-    from onnx.reference import ReferenceEvaluator
-
+    """Compute nodes whose inputs are constant, and shapes that are known."""
     kept = []
     for node in graph.nodes:
-        names = [name for name in node.input if name]
-        constant = names and all(name in graph.initializers for name in names)
-        if not constant or node.op_type in _NEVER_FOLDED:
+        values = _known_values(graph, node)
+        if values is None:
             kept.append(node)
             continue
-        feeds = {name: graph.initializers[name] for name in names}
-        evaluator = ReferenceEvaluator(node, opsets={"": graph.opset})
-        for name, value in zip(node.output, evaluator.run(None, feeds), strict=True):
+        for name, value in zip(node.output, values, strict=True):
             graph.initializers[name] = np.asarray(value)
     graph.nodes = kept
+
+
+def _known_values(graph: Graph, node: NodeProto) -> list[npt.NDArray[Any]] | None:
+    """Outputs of a node that do not depend on the input's values, or None."""
+    from onnx.reference import ReferenceEvaluator
+
+    names = [name for name in node.input if name]
+    if node.op_type == "Shape":
+        shape = graph.shapes.get(names[0])
+        if names[0] in graph.initializers:
+            shape = graph.initializers[names[0]].shape
+        if shape is None:
+            return None
+        attrs = attributes(node)
+        part = shape[attrs.get("start", 0) : attrs.get("end")]
+        return None if None in part else [np.array(part, np.int64)]
+    if node.op_type == "CastLike" and names[0] in graph.initializers and graph.is_float(names[1]):
+        return [graph.initializers[names[0]].astype(np.float32)]
+    constant = names and all(name in graph.initializers for name in names)
+    if not constant or node.op_type in _NEVER_FOLDED:
+        return None
+    evaluator = ReferenceEvaluator(node, opsets={"": graph.opset})
+    return list(evaluator.run(None, {name: graph.initializers[name] for name in names}))
 
 
 def _sole_producer(graph: Graph, tensor: str, ops: tuple[str, ...]) -> NodeProto | None:
