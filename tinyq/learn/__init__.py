@@ -4,13 +4,14 @@
 makes the integers and ``export`` writes a QDQ ONNX file that onnxruntime computes identically.
 """
 
+from tinyq.learn.calibrate import calibrate, freeze, reestimate_batch_norm
 from tinyq.learn.config import QuantConfig, apot_config
 from tinyq.learn.convert import convert
 from tinyq.learn.curvature import dead_filters, update_ewgs
 from tinyq.learn.diagnose import Finding, Monitor, diagnose
 from tinyq.learn.export import export, export_float
 from tinyq.learn.fit import FitConfig, FitResult, fit, parameter_groups
-from tinyq.learn.prepare import calibrate, freeze, prepare
+from tinyq.learn.prepare import prepare
 from tinyq.learn.quantizers import freeze_stage
 from tinyq.learn.reconstruct import (
     ReconstructConfig,
@@ -19,7 +20,6 @@ from tinyq.learn.reconstruct import (
     brecq,
     correct_bias,
     find_blocks,
-    reestimate_batch_norm,
 )
 
 __all__ = [

@@ -107,17 +107,20 @@ def _one_batch(
         quantizer.recording, quantizer.recorded = True, None
     try:
         value = loss(model(x), y)
-        tensors = {n: q.recorded for n, q in quantizers.items() if q.recorded is not None}
+        tensors = {n: q.recorded for n, q in quantizers.items() if _trains(q.recorded)}
         wanted = [t for t in tensors.values() if t is not None]
         gradients = torch.autograd.grad(value, wanted, create_graph=True)
         return [
             (name, _strength(t, g, _span(quantizers[name]), probes, tolerance, guarded))
             for (name, t), g in zip(tensors.items(), gradients, strict=True)
-            if t is not None
         ]
     finally:
         for quantizer in quantizers.values():
             quantizer.recording, quantizer.recorded = False, None
+
+
+def _trains(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
 
 
 def _strength(

@@ -237,9 +237,15 @@ def _conv(w: _Writer, node: fx.Node, op: Op) -> str:
     weights = w.weights(node)
     weight = module.weight_int if isinstance(module, IntegerConv2d) else module.weight
     return w.add(
-        "Conv", node, [*w.inputs(node), *weights], kernel_shape=list(weight.shape[2:]), strides=list(stride),
-        pads=[*padding, *padding], dilations=list(dilation), group=groups,
-    )  # fmt: skip
+        "Conv",
+        node,
+        [*w.inputs(node), *weights],
+        kernel_shape=list(weight.shape[2:]),
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        group=groups,
+    )
 
 
 def _linear(w: _Writer, node: fx.Node, op: Op) -> str:

@@ -75,9 +75,9 @@ def fit(
 ) -> FitResult:
     """Train a prepared (or float) network on ``data``, an iterable of (input, target) batches.
 
-    Uses the GPU when there is one, unless ``device`` says otherwise. ``checkpoint`` is written
-    after every epoch and, where it exists, resumed from. ``validate`` is called after each epoch in eval
-    mode. Raises TQ655 when the loss stops being finite, naming what :func:`diagnose` finds.
+    A GPU is used when there is one, unless ``device`` says otherwise. ``checkpoint`` is written
+    after every epoch and, where it exists, resumed from. ``validate`` is called after each epoch in
+    eval mode. Raises TQ655 when the loss stops being finite, naming what :func:`diagnose` finds.
     """
     settings = config or FitConfig()
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

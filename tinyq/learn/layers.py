@@ -75,8 +75,8 @@ class IntegerConv2d(nn.Module):
 
     ``weight_int`` [O, I/g, kh, kw] int16, ``weight_step`` [O], ``bias_int`` [O] int32 in units of
     the input's step times the weight's. The forward accumulates integers exactly and rounds once,
-    by float32(acc) * float32(xs*ws/ys), as onnxruntime's QLinearConv does: summing dequantized values
-    instead moves a few results in a million, and in a deep network of few bits each of them grows.
+    by float32(acc) * float32(xs*ws/ys), as onnxruntime's QLinearConv does; summing dequantized
+    values instead moves a few results in a million, and in a deep network each of them grows.
     """
 
     weight_int: Tensor

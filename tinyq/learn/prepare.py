@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -126,50 +126,6 @@ def input_quantizers(model: fx.GraphModule) -> dict[str, ActQuantizer]:
         for node, op in operations(model)
         if op.kind in _LAYERS
     }
-
-
-@torch.no_grad()
-def calibrate(
-    model: nn.Module, batches: Iterable[Tensor], *, keep: Iterable[ActQuantizer] = ()
-) -> None:
-    """Give activation quantizers their ranges from ``batches`` of inputs, nothing else changes.
-
-    Runs in eval mode with activations in float, so that ranges are those of unquantized values.
-    Quantizers in ``keep`` act and stay as they are: thresholds that are known already.
-    """
-    kept = {id(q) for q in keep}
-    quantizers = [q for q in act_quantizers(model).values() if id(q) not in kept]
-    was_training = model.training
-    model.eval()
-    for quantizer in quantizers:
-        quantizer.enabled = False
-        quantizer.observer.reset()
-    handles = [q.register_forward_pre_hook(_observe) for q in quantizers]
-    try:
-        for batch in batches:
-            model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for quantizer in quantizers:
-            quantizer.enabled = True
-        model.train(was_training)
-    for quantizer in quantizers:
-        quantizer.refresh()
-
-
-def _observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    assert isinstance(module, ActQuantizer)
-    module.observer(args[0])
-
-
-def freeze(model: nn.Module) -> None:
-    """Stop BatchNorm statistics and observed ranges now, for loops that decide the moment."""
-    for module in model.modules():
-        if isinstance(module, _FreezingBatchNorm):
-            module.freeze_step = 0
-        elif isinstance(module, ActQuantizer):
-            module.observing = False
 
 
 def _make_functional(traced: fx.GraphModule) -> None:

@@ -9,7 +9,7 @@ levels around a weight, whatever these are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -188,24 +188,6 @@ def correct_bias(prepared: fx.GraphModule, inputs: Tensor) -> None:
         if holder.bias is None:
             holder.bias = nn.Parameter(torch.zeros_like(error_mean))
         holder.bias.add_(error_mean)
-
-
-@torch.no_grad()
-def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Measure BatchNorm statistics anew on the quantized network, as plain means over batches."""
-    norms = [m for m in prepared.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(m.momentum, getattr(m, "freeze_step", None)) for m in norms]
-    was_training = prepared.training
-    prepared.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum, norm.freeze_step = None, None
-        norm.train()
-    for batch in batches:
-        prepared(batch)
-    for norm, (momentum, freeze_step) in zip(norms, kept, strict=True):
-        norm.momentum, norm.freeze_step = momentum, freeze_step
-    prepared.train(was_training)
 
 
 def find_blocks(prepared: fx.GraphModule) -> list[list[str]]:

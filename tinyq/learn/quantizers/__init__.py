@@ -87,7 +87,8 @@ def _mode(name: str, config: QuantConfig, bits: int, threshold: float | None) ->
 def act_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> ActQuantizer:
     """Make an activation quantizer of ``bits`` bits; 8 bits are always affine."""
     learned = config.act_range == "learned"
-    rounding = estimator(config.act_estimator, config)
+    # The 8-bit values beside low-bit ones need no help with their gradient.
+    rounding = estimator(config.act_estimator if bits == config.act_bits else "ste", config)
     name = config.act_quantizer if bits == config.act_bits else "uniform"
     observer = Observer(config.act_range, 2**bits, config.percentile, config.ema)
     if name == "uniform":
