@@ -11,7 +11,10 @@ from tinyq.ir.graph import Graph, Node, OnnxAttrs, Value
 
 
 def to_text(graph: Graph) -> str:
-    """The graph, one line a node; the same graph gives the same text."""
+    """The graph, one line a node; the same graph gives the same text.
+
+    Attributes print as name=value; a class that defines ``__str__`` prints as that.
+    """
     lines = [f"graph {graph.name} stage={graph.stage.value} {{"]
     lines += [f"  input %{value.name}: {value.type}" for value in graph.inputs]
     lines += [f"  const {_constant(value)}" for value in graph.constants()]
@@ -36,6 +39,8 @@ def _node(node: Node) -> str:
 def _attrs(attrs: Any) -> str:
     if isinstance(attrs, OnnxAttrs):
         items = sorted(attrs.values.items())
+    elif type(attrs).__str__ is not object.__str__:
+        return str(attrs)
     elif dataclasses.is_dataclass(attrs):
         items = [(f.name, getattr(attrs, f.name)) for f in dataclasses.fields(attrs)]
     else:

@@ -37,7 +37,10 @@ class Conv2dAttrs:
     requant: Requant | None = None
 
     def __str__(self) -> str:
-        return f"stride={self.stride_hw} pads={self.pads} groups={self.groups}"
+        return (
+            f"stride={self.stride_hw} dilation={self.dilation_hw} pads={self.pads} "
+            f"groups={self.groups} {linear.describe(self.requant)}"
+        )
 
 
 class Conv2d(Operator):

@@ -30,7 +30,7 @@ class DenseAttrs:
     requant: Requant | None = None
 
     def __str__(self) -> str:
-        return ""
+        return linear.describe(self.requant)
 
 
 class Dense(Operator):

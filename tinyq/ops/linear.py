@@ -294,3 +294,14 @@ def requant_constants(requant: Requant) -> tuple[PackedConstant, ...]:
         return constants
     shifts = requant.post_shift.astype(np.uint8)
     return (*constants, PackedConstant("shifts", shifts, "uint8_t"))
+
+
+def describe(requant: Requant | None) -> str:
+    """One line on a requantization, for the text form."""
+    if requant is None:
+        return "requant=none"
+    post = requant.post_shift if isinstance(requant.post_shift, int) else "per-channel"
+    return (
+        f"requant=(pre={requant.pre_shift} post={post} range=[{requant.qmin}, {requant.qmax}] "
+        f"ties={requant.ties} fixes={len(requant.fixes)} exact={requant.exact})"
+    )
