@@ -78,7 +78,11 @@ def compile_model(model: Path | str, options: CompileOptions) -> Compiled:
     schedule = select(graph, core, Goal(options.optimize))
     memory = plan(schedule)
     generate_options = GenerateOptions(
-        io=options.io, oracle=options.oracle, model=proto, shapes=dict(options.shapes)
+        io=options.io,
+        oracle=options.oracle,
+        model=proto,
+        shapes=dict(options.shapes),
+        notes=notes,
     )
     program = generate(schedule, memory, name, generate_options)
     return Compiled(graph, schedule, memory, program, notes)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tinyq.codegen.program import GENERATOR, MANIFEST_FORMAT, GenerateOptions
-from tinyq.ir import Value
+from tinyq.ir import Node, Value
+from tinyq.ops.exactness import exactness_of
 from tinyq.plan import ALIGNMENT, MemoryPlan
 from tinyq.select import Layer, Schedule
 
@@ -38,8 +40,10 @@ def build_manifest(
         "arena_lower_bound": plan.live_bytes,
         "constant_bytes": constant_bytes,
         "macs": sum(layer.macs for layer in schedule.layers),
+        "instructions": schedule.instructions,
+        "notes": list(options.notes),
         "layers": [
-            _layer(layer, function, plan)
+            _layer(layer, function, plan, live_bytes(schedule, plan, layer))
             for layer, function in zip(schedule.layers, functions, strict=True)
         ],
     }
@@ -58,7 +62,38 @@ def _tensor(value: Value) -> dict[str, Any]:
     return entry
 
 
-def _layer(layer: Layer, function: str | None, plan: MemoryPlan) -> dict[str, Any]:
+def live_bytes(schedule: Schedule, plan: MemoryPlan, layer: Layer) -> int:
+    """Bytes of the arena in use while ``layer`` runs, its scratch included; overlays count once."""
+    graph, now = schedule.graph, layer.index
+    born = {value: -1 for value in graph.inputs}
+    last = dict.fromkeys(graph.outputs, len(schedule.layers))
+    for other in schedule.layers:
+        born |= dict.fromkeys(other.outputs, other.index)
+        for value in other.inputs:
+            last[value] = max(last.get(value, -1), other.index)
+    spans = [
+        (plan.offsets[value], plan.offsets[value] + value.type.bytes)
+        for value, start in born.items()
+        if start <= now <= max(start, last.get(value, start))
+    ]
+    offset = plan.scratch[now]
+    if offset is not None:
+        spans.append((offset, offset + layer.call.scratch_bytes))
+    total = end = 0
+    for low, high in sorted(spans):
+        total += max(0, high - max(low, end))
+        end = max(end, high)
+    return total
+
+
+def _exactness(node: Node) -> dict[str, Any]:
+    found = exactness_of(node)
+    return {**asdict(found), "differing": found.differing, "exact": found.exact}
+
+
+def _layer(
+    layer: Layer, function: str | None, plan: MemoryPlan, live: int
+) -> dict[str, Any]:
     result = _tensor(layer.outputs[0])
     overlaid = plan.overlays[layer.index]
     return {
@@ -75,7 +110,19 @@ def _layer(layer: Layer, function: str | None, plan: MemoryPlan) -> dict[str, An
         "macs": layer.macs,
         "instructions": layer.call.instructions,
         "constant_bytes": layer.call.constant_bytes,
+        "code_bytes_estimate": layer.call.code_bytes,
         "scratch_bytes": layer.call.scratch_bytes,
+        "live_bytes": live,
+        "exactness": _exactness(layer.node),
+        "alternatives": [
+            {
+                "kernel": c.kernel,
+                "instructions": c.call.instructions,
+                "flash_bytes": c.call.flash_bytes,
+            }
+            for c in layer.candidates
+            if c.call is not None and c.call is not layer.call
+        ],
         "refusals": [
             {"kernel": c.kernel, "reason": c.refusal} for c in layer.candidates if c.call is None
         ],

@@ -18,7 +18,8 @@ class GenerateOptions:
     io: ``int8`` (integers at the edges) or ``float`` (the header also has functions that quantize
     inputs and dequantize outputs). cflags: optimisation flags that the code is meant for. oracle:
     whose arithmetic the integers follow, for the manifest. model: the ONNX file, kept in the folder
-    so that it can be verified by itself; shapes: how its inputs were fixed.
+    so that it can be verified by itself; shapes: how its inputs were fixed. notes: what the passes
+    have to say, for the report.
     """
 
     io: str = "int8"
@@ -26,6 +27,7 @@ class GenerateOptions:
     oracle: str = "ort"
     model: bytes = b""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

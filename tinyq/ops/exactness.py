@@ -1,0 +1,75 @@
+"""How exact a node's integers are: proved, corrected by a list, or known to differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tinyq.ir import Node
+from tinyq.quant import Requant
+
+PAIRS = 65536
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """What is known about one node over everything that its inputs can be.
+
+    ``basis``: ``accumulators`` (every reachable one), ``pairs`` (all 65,536 pairs of operands) or
+    ``construction`` (a table, a copy: nothing is rounded that the oracle did not round).
+    ``reachable`` counts what was examined, ``mismatches`` those that differ without ``fixes``,
+    ``max_abs`` by how much at most, ``differing`` those that differ with them.
+    """
+
+    basis: str
+    reachable: int = 0
+    channels: int = 0
+    exact_channels: int = 0
+    mismatches: int = 0
+    max_abs: int = 0
+    fixes: int = 0
+
+    @property
+    def differing(self) -> int:
+        """Accumulators at which the result differs from the oracle's."""
+        return self.mismatches if not self.fixes else 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing differs from the oracle once the fixes are applied."""
+        return self.differing == 0
+
+
+def exactness_of(node: Node) -> Exactness:
+    """The exactness of a node of the integer stage, from its attributes."""
+    attrs = node.attrs
+    pairs = getattr(attrs, "fixes", None)
+    if isinstance(pairs, tuple):
+        size = max((abs(int(delta)) for *_, delta in pairs), default=0)
+        return Exactness("pairs", PAIRS, 0, 0, len(pairs), size, len(pairs))
+    found = list(_requants(attrs))
+    if not found:
+        return Exactness("construction")
+    proofs = [requant.proof for requant in found]
+    differing = [r.proof.mismatches for r in found if not r.exact]
+    mismatches = sum(p.mismatches for p in proofs)
+    fixes = sum(len(r.fixes) for r in found)
+    return Exactness(
+        "accumulators",
+        sum(p.reachable for p in proofs),
+        sum(p.channels for p in proofs),
+        sum(p.exact_channels for p in proofs),
+        sum(differing) if differing else mismatches,
+        max(p.max_abs for p in proofs),
+        0 if differing else fixes,
+    )
+
+
+def _requants(attrs: Any) -> Iterator[Requant]:
+    one = getattr(attrs, "requant", None)
+    if isinstance(one, Requant):
+        yield one
+    for entry in getattr(attrs, "requants", ()):
+        if isinstance(entry, tuple) and isinstance(entry[-1], Requant):
+            yield entry[-1]
