@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from tinyq.ir import Graph, Node, Origin, TensorType, Value, check
+from tinyq.ir import DType, Graph, Node, Origin, TensorType, Value, check
 from tinyq.ir.graph import without_dead_nodes
 from tinyq.ops.concat import ConcatAttrs
 from tinyq.ops.lut import LutAttrs
@@ -142,6 +142,8 @@ class _Sinking:
         return True
 
     def _elementwise(self, node: Node) -> bool:
+        if node.output.type.dtype is DType.UINT8:
+            return False  # What moves data is written for int8: it comes before the last re-basing.
         view = self._view(node.input(0))
         attrs = node.attrs
         if isinstance(attrs, LutAttrs) and view.perm:
