@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ORACLES = ("ort",)
 IO = ("int8", "float")
+STAGES = ("integer", "qdq")
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,39 @@ def lower_model(model: Path, options: CompileOptions) -> tuple[Graph, tuple[str,
     return lowered.graph, lowered.notes, proto.SerializeToString(deterministic=True)
 
 
-def compile_model(model: Path | str, options: CompileOptions) -> Compiled:
+def inspect_model(
+    model: Path, stage: str = "integer", shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> str:
+    """The text form of a model: as imported (``qdq``), or lowered to integers (``integer``)."""
+    from tinyq.frontends.onnx import import_model, load_model
+    from tinyq.ir import to_text
+
+    _one_of("stage", stage, STAGES)
+    if stage == "qdq":
+        return to_text(import_model(load_model(model), shapes, str(model)))
+    graph, _, _ = lower_model(model, CompileOptions("", shapes=shapes or {}))
+    return to_text(graph)
+
+
+def compile_model(
+    model: Path | str, options: CompileOptions, progress: Progress | None = None
+) -> Compiled:
     """Compile ``model`` in memory. Raises TinyqError with everything that is wrong."""
     from tinyq.codegen import GenerateOptions, generate
     from tinyq.plan import plan
     from tinyq.select import Goal, select
     from tinyq.target import load_core
 
+    tell = progress or _silent
     path = Path(model)
     _one_of("optimize", options.optimize, tuple(g.value for g in Goal))
     _one_of("oracle", options.oracle, ORACLES)
     _one_of("io", options.io, IO)
     core = load_core(options.target)
     name = options.name or default_name(path)
+    tell("lowering to integers", 0, 1)
     graph, notes, proto = lower_model(path, options)
+    tell("generating C", 0, 1)
     schedule = select(graph, core, Goal(options.optimize))
     memory = plan(schedule)
     generate_options = GenerateOptions(
@@ -118,16 +138,16 @@ def open_folder(folder: Path, layers: bool = False) -> Subject:
     path = folder / manifest["model"]
     graph, _, _ = lower_model(path, options)
     proto = load_model(path)
-    expose = tuple(dict.fromkeys(o.name for o in graph.origins)) if layers else ()
+    known = {name for node in proto.graph.node for name in node.output}
+    names = dict.fromkeys(o.name for o in graph.origins if layers and o.name in known)
     gaps = {
         "onnxruntime (x86 default)": OrtOracle(proto, graph, integer_kernels=False),
         "onnxruntime (not optimised)": OrtOracle(
             proto, graph, integer_kernels=False, optimise=False
         ),
     }
-    return Subject(
-        load_network(folder), graph, "onnxruntime", OrtOracle(proto, graph, expose=expose), gaps
-    )
+    oracle = OrtOracle(proto, graph, expose=tuple(names))
+    return Subject(load_network(folder), graph, "onnxruntime", oracle, gaps)
 
 
 def verify(
@@ -145,6 +165,10 @@ def default_name(model: Path) -> str:
     """A C identifier from the file's name."""
     stem = re.sub(r"\W+", "_", model.name.split(".")[0]).strip("_").lower()
     return f"net_{stem}" if not stem or stem[0].isdigit() else stem
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total
 
 
 def _one_of(option: str, value: str, accepted: tuple[str, ...]) -> None:

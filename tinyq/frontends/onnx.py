@@ -237,11 +237,11 @@ def _tensor_type(info: onnx.ValueInfoProto) -> TensorType | None:
 def _to_array(tensor: onnx.TensorProto) -> AnyArray:
     array = numpy_helper.to_array(tensor)
     if str(array.dtype) in ("int4", "int2"):
-        return array.astype(np.int8)
+        return np.asarray(array.astype(np.int8))
     if str(array.dtype) in ("uint4", "uint2"):
-        return array.astype(np.uint8)
+        return np.asarray(array.astype(np.uint8))
     if array.dtype in (np.float64, np.float16):
-        return array.astype(np.float32)
+        return np.asarray(array.astype(np.float32))
     return np.array(array)
 
 

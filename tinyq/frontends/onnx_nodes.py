@@ -87,7 +87,7 @@ class QdqBuilder:
                 node=self.node.name,
                 operator=self.node.op_type,
             )
-        return numpy_helper.to_array(self.constants[name])
+        return np.asarray(numpy_helper.to_array(self.constants[name]))
 
 
 def _copied(b: QdqBuilder, *skip: str) -> dict[str, object]:

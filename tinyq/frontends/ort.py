@@ -13,7 +13,6 @@ import numpy as np
 from tinyq.ir import AnyArray, Node, Value
 from tinyq.ops.lowering import Island
 
-
 _INTEGER_KERNELS = "session.qdqisint8allowed"
 
 

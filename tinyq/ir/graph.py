@@ -93,6 +93,8 @@ class Origin:
     """Where a tensor of the model is found: ``transpose(value.reshape(shape), perm)``.
 
     ``offset`` is what an unsigned tensor of the model is larger by (128 for uint8, else 0).
+    ``kept``: where channels were removed, those that are left of the model's, along the last axis
+    of ``shape``.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Origin:
     shape: tuple[int, ...]
     perm: tuple[int, ...]
     offset: int = 0
+    kept: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ def _node(node: Node) -> str:
 def _attrs(attrs: Any) -> str:
     if isinstance(attrs, OnnxAttrs):
         items = sorted(attrs.values.items())
-    elif type(attrs).__str__ is not object.__str__:
+    elif "__str__" in vars(type(attrs)):
         return str(attrs)
     elif dataclasses.is_dataclass(attrs):
         items = [(f.name, getattr(attrs, f.name)) for f in dataclasses.fields(attrs)]

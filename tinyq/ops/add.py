@@ -2,12 +2,14 @@
 
 y = clamp((a * multiplier_a + b * multiplier_b + addend) >> shift) with parameters for which that
 equals the oracle on all 65,536 pairs; the few pairs that no parameters match are corrected one by
-one. Scales whose ratios are short dyadic fractions make ties, which the oracle rounds to even:
-a form of its own computes those exactly.
+one. Scales in simple ratios (1 to 2, 3 to 5) put thousands of pairs on exact halves, or so close
+that float32 makes them halves, and the oracle rounds those to even: then odd levels begin, and even
+levels end, a window later.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,13 +21,16 @@ from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
 from tinyq.ops.binary import (
     CODES,
     FIX_LIMIT,
+    INLINE_FIXES,
     Fixes,
     Pairs,
     all_pairs,
     apply_fixes,
     broadcast_shape,
-    loops_of,
     computed_first,
+    fix_constants,
+    inline_fixes,
+    loops_of,
     operands,
     pair_fixes,
 )
@@ -40,8 +45,9 @@ _INT32 = 2**31 - 1
 class AddAttrs:
     """Parameters of ``add``; every intermediate fits int32 for all int8 operands.
 
-    half_even: the shift rounds half to even and ``zero_point`` is added after it, else it floors
-    and ``zero_point`` is 0.
+    With a ``tie_window``, a sum whose level is odd is lowered by it before the shift, which gives
+    what lies within half a window of a half to even levels; ``zero_point`` is added after the shift
+    (without a window it is part of ``addend``).
     """
 
     multiplier_a: int
@@ -50,7 +56,7 @@ class AddAttrs:
     shift: int
     qmin: int
     qmax: int
-    half_even: bool = False
+    tie_window: int = 0
     zero_point: int = 0
     fixes: Fixes = ()
 
@@ -64,9 +70,7 @@ class AddAttrs:
     def levels(self, a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> Pairs:
         """Outputs before fixes and clamp, of broadcast int64 operands."""
         total = a * self.multiplier_a + b * self.multiplier_b + self.addend
-        if self.half_even:
-            odd = (total >> self.shift) & 1
-            total = total + (1 << (self.shift - 1)) - 1 + odd if self.shift else total
+        total = total - ((total >> self.shift) & 1) * self.tie_window
         return (total >> self.shift) + self.zero_point
 
 
@@ -121,65 +125,61 @@ def synthesize_add(
     wanted: Pairs, island: Island, a: Source, b: Source, sign: int
 ) -> AddAttrs | None:
     """Parameters that give ``wanted`` on every pair, or None when not even fixes can."""
-    qmin, qmax = int(wanted.min()), int(wanted.max())
     ratios = (a.quant.scale / island.quant.scale, sign * b.quant.scale / island.quant.scale)
-    candidates = [
-        _half_even(ratios, a, b, island, qmin, qmax),
-        *_flooring(wanted, ratios, qmin, qmax),
-    ]
     best: AddAttrs | None = None
-    for attrs in candidates:
-        if attrs is None:
-            continue
+    for attrs, feasible in _candidates(wanted, ratios, island.quant.zero_point):
         levels = attrs.levels(CODES[:, None], CODES[None, :])
-        fixes = pair_fixes(wanted, levels, qmin, qmax)
+        fixes = pair_fixes(wanted, levels, attrs.qmin, attrs.qmax)
         if best is None or len(fixes) < len(best.fixes):
             best = replace(attrs, fixes=fixes)
         if not fixes:
-            break
+            return attrs
+        if feasible:
+            raise AssertionError("a feasible addend does not give the wanted levels")
     return best if best is not None and len(best.fixes) <= FIX_LIMIT else None
 
 
-def _half_even(
-    ratios: tuple[float, float], a: Source, b: Source, island: Island, qmin: int, qmax: int
-) -> AddAttrs | None:
-    """The exact form when both ratios are short dyadic fractions, else None."""
-    for shift in range(1, 20):
-        scaled = [np.float64(np.float32(r)) * 2**shift for r in ratios]
-        if all(s == np.rint(s) for s in scaled) and max(abs(s) for s in scaled) < 2**20:
-            m_a, m_b = (int(s) for s in scaled)
-            addend = -m_a * a.quant.zero_point - m_b * b.quant.zero_point
-            return AddAttrs(
-                m_a, m_b, addend, shift, qmin, qmax, True, island.quant.zero_point
-            )
-    return None
-
-
-def _flooring(
-    wanted: Pairs, ratios: tuple[float, float], qmin: int, qmax: int
-) -> list[AddAttrs]:
-    """Candidates around the nearest multipliers, each with the addend in its feasible middle."""
+def _candidates(
+    wanted: Pairs, ratios: tuple[float, float], zero_point: int
+) -> Iterator[tuple[AddAttrs, bool]]:
+    """Parameters to try, likeliest first, and whether their addend is proved to be right."""
     largest = max(abs(r) for r in ratios)
     shift = 22
     while shift > 0 and 256 * largest * 2**shift * 2 > _INT32 / 2:
         shift -= 1
-    made = []
-    for delta_a, delta_b in _NEIGHBOURS:
-        m_a = round(ratios[0] * 2**shift) + delta_a
-        m_b = round(ratios[1] * 2**shift) + delta_b
-        total = CODES[:, None] * m_a + CODES[None, :] * m_b
-        inside_low, inside_high = wanted > qmin, wanted < qmax
-        low = np.max((wanted << shift) - total, where=inside_low, initial=-(2**40))
-        high = np.min(((wanted + 1) << shift) - 1 - total, where=inside_high, initial=2**40)
-        if low <= -(2**40) or high >= 2**40:
-            low, high = max(int(low), -(2**30)), min(int(high), 2**30)
-        addend = int((int(low) + int(high)) // 2)
-        spread = int(np.abs(total).max()) + abs(addend)
-        if spread <= _INT32:
-            made.append(AddAttrs(m_a, m_b, addend, shift, qmin, qmax))
-        if low <= high:
-            break
-    return made
+    m_a, m_b = (round(r * 2**shift) for r in ratios)
+    windows = [2**k for k in range(1, shift)]
+    tries = [
+        *((m_a + i, m_b + j, 0) for i, j in _NEIGHBOURS[:9]),
+        *((m_a, m_b, window) for window in windows),
+        *((m_a + i, m_b + j, 0) for i, j in _NEIGHBOURS[9:]),
+    ]
+    for m_a_tried, m_b_tried, window in tries:
+        made = _with_addend(wanted, m_a_tried, m_b_tried, shift, window, zero_point)
+        if made is not None:
+            yield made
+
+
+def _with_addend(
+    wanted: Pairs, m_a: int, m_b: int, shift: int, window: int, zero_point: int
+) -> tuple[AddAttrs, bool] | None:
+    """The addend in the middle of those that serve every pair; None when the sum leaves int32.
+
+    An odd level is ``window`` late, an even level lasts as much longer.
+    """
+    qmin, qmax = int(wanted.min()), int(wanted.max())
+    after = zero_point if window else 0
+    level = wanted - after
+    late = (level & 1) * window
+    total = CODES[:, None] * m_a + CODES[None, :] * m_b
+    start = (level << shift) + late - total
+    end = ((level + 1) << shift) + window - late - 1 - total
+    low = int(np.max(start, where=wanted > qmin, initial=-(2**30)))
+    high = int(np.min(end, where=wanted < qmax, initial=2**30))
+    addend = (low + high) // 2
+    if int(np.abs(total).max()) + abs(addend) + window > _INT32:
+        return None
+    return AddAttrs(m_a, m_b, addend, shift, qmin, qmax, window, after), low <= high
 
 
 _NEIGHBOURS = sorted(
@@ -197,11 +197,13 @@ class AddS8(Kernel):
         a = _attrs(node)
         loops = loops_of(node)
         params = AddParams(
-            loops, a.multiplier_a, a.multiplier_b, a.addend, a.shift, a.qmin, a.qmax, a.fixes,
-            a.half_even, a.zero_point, node.input(1).is_constant,
+            loops, a.multiplier_a, a.multiplier_b, a.addend, a.shift, a.qmin, a.qmax,
+            inline_fixes(a.fixes), a.tie_window, a.zero_point, node.input(1).is_constant,
+            len(a.fixes) > INLINE_FIXES,
         )  # fmt: skip
         return KernelCall(
-            self.name, "ops/add_s8.c.j2", params, constant_operands(node),
+            self.name, "ops/add_s8.c.j2", params,
+            (*constant_operands(node), *fix_constants(a.fixes)),
             instructions=12 * node.output.type.elements, in_place=same_size_inputs(node),
             reason="portable",
         )  # fmt: skip
@@ -219,9 +221,7 @@ def constant_operands(node: Node) -> tuple[PackedConstant, ...]:
 def same_size_inputs(node: Node) -> tuple[int, ...]:
     """Computed inputs (by index among them) as large as the output, which it may overlay."""
     computed = [v for v in node.present_inputs if not v.is_constant]
-    return tuple(
-        k for k, v in enumerate(computed) if v.type.elements == node.output.type.elements
-    )
+    return tuple(k for k, v in enumerate(computed) if v.type.elements == node.output.type.elements)
 
 
 Add.kernels = (AddS8(),)

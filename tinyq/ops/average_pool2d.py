@@ -42,7 +42,7 @@ class MeanOracle:
         """Outputs of raw sums."""
         real = (acc - self.count * self.x.zero_point) * self.scale
         levels = np.rint(real).astype(np.int64) + self.y.zero_point
-        return np.clip(levels, self.qmin, self.qmax)
+        return np.asarray(np.clip(levels, self.qmin, self.qmax), np.int64)
 
     @property
     def scale(self) -> float:
@@ -77,7 +77,7 @@ class AveragePool2d(Operator):
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
         """The pooled shape, int8."""
-        x, w = node.input(0).type, _attrs(node).window
+        x, w = node.input(0).type, attrs_of(node).window
         size = [
             (x.shape[k + 1] + w.pads[k] + w.pads[k + 2] - w.kernel_hw[k]) // w.stride_hw[k] + 1
             for k in (0, 1)
@@ -87,8 +87,8 @@ class AveragePool2d(Operator):
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Sum, then requantize by the count of each position."""
-        a, x = _attrs(node), inputs[0].astype(np.int64)
-        rows, columns = _counts(node)
+        a, x = attrs_of(node), inputs[0].astype(np.int64)
+        rows, columns = counts_of(node)
         # Taps outside the padding of a count that includes it add nothing.
         sums = _window_sums(x, a, node.output.type.shape)
         counts = np.outer(rows, columns)
@@ -100,10 +100,10 @@ class AveragePool2d(Operator):
 
     def synthesize(self, node: Node) -> AveragePool2dAttrs:
         """Attributes with one requantization a count."""
-        a, y = _attrs(node), node.output.type.quant
+        a, y = attrs_of(node), node.output.type.quant
         if y is None:
             raise InvalidGraphError(f"'{node.name}' has no output quantization")
-        rows, columns = _counts(node)
+        rows, columns = counts_of(node)
         requants = []
         for count in sorted({r * c for r in rows for c in columns}):
             oracle = MeanOracle(count, a.x, y, a.qmin, a.qmax)
@@ -113,14 +113,16 @@ class AveragePool2d(Operator):
         return replace(a, requants=tuple(requants))
 
 
-def _attrs(node: Node) -> AveragePool2dAttrs:
+def attrs_of(node: Node) -> AveragePool2dAttrs:
+    """The node's attributes."""
     if not isinstance(node.attrs, AveragePool2dAttrs):
         raise InvalidGraphError(f"'{node.name}' has no AveragePool2dAttrs")
     return node.attrs
 
 
-def _counts(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    a, x, y = _attrs(node), node.input(0).type.shape, node.output.type.shape
+def counts_of(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Taps that each output row and each output column averages."""
+    a, x, y = attrs_of(node), node.input(0).type.shape, node.output.type.shape
     w = a.window
     rows, columns = (
         window_counts(
@@ -248,7 +250,7 @@ class AveragePool2dS8(Kernel):
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible."""
-        a, x, y = _attrs(node), node.input(0).type.shape, node.output.type
+        a, x, y = attrs_of(node), node.input(0).type.shape, node.output.type
         w = a.window
         params = AvgPool2dParams(
             x[1], x[2], x[3], y.shape[1], y.shape[2], *w.kernel_hw, *w.stride_hw, *w.pads[:2],

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyq.ir import InvalidGraphError, Node, QuantParams, Value
+from tinyq.ops.base import PackedConstant
 from tinyq.ops.lowering import Emitter, Island, Source
 from tinyq.ops.params import Broadcast, broadcast
 
@@ -15,7 +16,12 @@ Fixes = tuple[tuple[int, int, int], ...]
 Pairs = npt.NDArray[np.int64]
 """Outputs int64 [256, 256] for a = -128..127 (rows) and b = -128..127 (columns)."""
 
-FIX_LIMIT = 64
+FIX_LIMIT = 8192
+"""Most pairs that an operator may correct: beyond it, its formula is not the oracle's at all."""
+
+INLINE_FIXES = 8
+"""Up to this many corrections are compared in the code; more are a table by rows."""
+
 CODES = np.arange(-128, 128, dtype=np.int64)
 
 
@@ -83,7 +89,28 @@ def apply_fixes(
     levels: npt.NDArray[np.int64], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], fixes: Fixes
 ) -> npt.NDArray[np.int64]:
     """``levels`` (broadcast of a and b) with the deltas of the listed pairs added."""
-    for fix_a, fix_b, delta in fixes:
-        levels = levels + delta * ((a == fix_a) & (b == fix_b))
-    return levels
+    if not fixes:
+        return levels
+    delta = np.zeros((256, 256), np.int64)
+    rows, columns, values = np.asarray(fixes, np.int64).T
+    delta[rows + 128, columns + 128] = values
+    return levels + delta[a + 128, b + 128]
 
+
+def inline_fixes(fixes: Fixes) -> Fixes:
+    """The fixes that the code compares one by one: all of a few, none of many."""
+    return fixes if len(fixes) <= INLINE_FIXES else ()
+
+
+def fix_constants(fixes: Fixes) -> tuple[PackedConstant, ...]:
+    """The table of many fixes: ``uint16_t`` [257] first entry of every a from -128, then
+    ``int16_t`` entries b * 256 + delta, sorted; nothing for a few fixes.
+    """
+    if len(fixes) <= INLINE_FIXES:
+        return ()
+    ordered = np.asarray(sorted(fixes), np.int64)
+    rows = np.searchsorted(ordered[:, 0], np.arange(-128, 129)).astype(np.uint16)
+    entries = (ordered[:, 1] * 256 + (ordered[:, 2] & 0xFF)).astype(np.int16)
+    return PackedConstant("fix_rows", rows, "uint16_t"), PackedConstant(
+        "fix_entries", entries, "int16_t"
+    )

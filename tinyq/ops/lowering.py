@@ -43,12 +43,13 @@ class QuantizedConstant:
     def centred(self) -> npt.NDArray[np.int64]:
         """The integers less their zero points: real = scale * centred."""
         zeros = np.asarray(self.quant.zero_points, np.int64)
-        return self.integers - along_axis(zeros, self.quant.axis, self.integers.ndim)
+        shaped = along_axis(zeros, self.quant.axis, self.integers.ndim)
+        return np.asarray(self.integers - shaped, np.int64)
 
     def real(self) -> npt.NDArray[np.float32]:
         """The float32 values that DequantizeLinear gives."""
         scales = along_axis(self.quant.scale_array(), self.quant.axis, self.integers.ndim)
-        return (self.centred().astype(np.float32) * scales).astype(np.float32)
+        return np.asarray(self.centred().astype(np.float32) * scales, np.float32)
 
 
 def along_axis(values: AnyArray, axis: int | None, rank: int) -> Any:

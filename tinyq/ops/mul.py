@@ -14,13 +14,16 @@ from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
 from tinyq.ops.binary import (
     CODES,
     FIX_LIMIT,
+    INLINE_FIXES,
     Fixes,
     Pairs,
     all_pairs,
     apply_fixes,
     broadcast_shape,
-    loops_of,
     computed_first,
+    fix_constants,
+    inline_fixes,
+    loops_of,
     operands,
     pair_fixes,
 )
@@ -137,11 +140,13 @@ class MulS8(Kernel):
         r = a.requant
         params = MulParams(
             loops, a.a_zero_point, a.b_zero_point, int(r.multiplier[0]), int(r.addend[0]),
-            r.pre_shift, int(np.asarray(r.post_shift).reshape(-1)[0]), r.qmin, r.qmax, a.fixes,
-            node.input(1).is_constant, r.ties,
+            r.pre_shift, int(np.asarray(r.post_shift).reshape(-1)[0]), r.qmin, r.qmax,
+            inline_fixes(a.fixes), node.input(1).is_constant, r.ties,
+            len(a.fixes) > INLINE_FIXES,
         )  # fmt: skip
         return KernelCall(
-            self.name, "ops/mul_s8.c.j2", params, constant_operands(node),
+            self.name, "ops/mul_s8.c.j2", params,
+            (*constant_operands(node), *fix_constants(a.fixes)),
             instructions=14 * node.output.type.elements, in_place=same_size_inputs(node),
             reason="portable",
         )  # fmt: skip

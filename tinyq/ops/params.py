@@ -115,8 +115,9 @@ class AddParams:
     """``ops/add_s8.c.j2``: y = clamp((a * multiplier_a + b * multiplier_b + addend) >> shift).
 
     Everything fits int32 for all a, b in int8. ``fixes`` are (a, b, delta), delta added before the
-    clamp. With ``half_even`` the shift rounds half to even and ``zero_point`` is added after it.
-    With ``b_constant`` the second operand is a constant, read after y.
+    clamp. A sum whose level is odd is lowered by ``tie_window`` before the shift, then
+    ``zero_point`` is added. With ``b_constant`` the second operand is a constant, read after y. With
+    ``fix_table`` the fixes are two further constants, see :func:`tinyq.ops.binary.fix_constants`.
     """
 
     loops: Broadcast
@@ -127,9 +128,10 @@ class AddParams:
     qmin: int = -128
     qmax: int = 127
     fixes: tuple[tuple[int, int, int], ...] = ()
-    half_even: bool = False
+    tie_window: int = 0
     zero_point: int = 0
     b_constant: bool = False
+    fix_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,9 @@ class MulParams:
     """``ops/mul_s8.c.j2``: acc = (a - a_zero_point) * (b - b_zero_point), then
     y = clamp((mulhi(acc << pre_shift, multiplier) + addend) >> post_shift, qmin, qmax).
 
-    ``fixes`` are (a, b, delta), delta added before the clamp. With ``b_constant`` the second operand
-    is a constant, read after y.
+    ``fixes`` are (a, b, delta), delta added before the clamp. With ``b_constant`` operand b is a
+    constant, read after y. With ``fix_table`` the fixes are two further constants, see
+    :func:`tinyq.ops.binary.fix_constants`.
     """
 
     loops: Broadcast
@@ -153,6 +156,7 @@ class MulParams:
     fixes: tuple[tuple[int, int, int], ...] = ()
     b_constant: bool = False
     ties: Ties = "up"
+    fix_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -362,7 +366,7 @@ def _strides(shape: Shape, operand: Shape) -> Shape:
     return tuple(reversed(strides))
 
 
-def window_counts(  # noqa: PLR0917 (an axis's geometry, in the order of Window)
+def window_counts(
     in_size: int, out_size: int, kernel: int, stride: int, before: int, after: int, padded: bool
 ) -> tuple[int, ...]:
     """Taps that each output position averages along one axis; ``padded`` counts padding too."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyq.errors import error
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
@@ -89,7 +90,7 @@ def _indices(node: Node, size: int, out: int, axis: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.clip(_round(node, source), 0, size - 1))
 
 
-def _round(node: Node, source: AnyArray) -> AnyArray:
+def _round(node: Node, source: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     mode = node.attrs.get("nearest_mode", "round_prefer_floor")
     rounded = {
         "round_prefer_floor": np.ceil(source - np.float32(0.5)),
@@ -99,7 +100,7 @@ def _round(node: Node, source: AnyArray) -> AnyArray:
     }.get(mode)
     if rounded is None:
         raise error("TQ203", f"nearest_mode '{mode}'", node=node.name, operator=node.op)
-    return rounded.astype(np.int64)
+    return np.asarray(rounded, np.int64)
 
 
 class ResizeNearestS8(Kernel):

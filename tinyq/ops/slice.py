@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -99,7 +100,7 @@ def lower_gather(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tup
     size = x.type.shape[axis]
     picks = [int(i) % size for i in indices.array.reshape(-1)]
     step = picks[1] - picks[0] if len(picks) > 1 else 1
-    if step == 0 or any(b - a != step for a, b in zip(picks, picks[1:], strict=False)):
+    if step == 0 or any(b - a != step for a, b in pairwise(picks)):
         raise error(
             "TQ203", f"it gathers the indices {picks[:8]}", "Only evenly spaced indices are "
             "supported.", node=node.name, operator=node.op,

@@ -360,7 +360,9 @@ class _Lowering:
         if node.op not in CORES and node.op not in UNARY:
             return False  # Refused with every other such node in _refuse_unknown.
         nodes[node] = None
-        return all([self._collect(v, nodes, sources, constants) for v in node.present_inputs])
+        # Every operand is visited even after a refusal, so that all refusals are found.
+        found = [self._collect(v, nodes, sources, constants) for v in node.present_inputs]
+        return all(found)
 
     def _dequantized(
         self, node: Node, sources: dict[Value, Source],

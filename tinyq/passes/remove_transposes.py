@@ -123,7 +123,9 @@ class _Sinking:
             node if same else Node(node.op, node.name, inputs, node.outputs, node.attrs)
         )
 
-    def _emit_on_base(self, node: Node, inputs: tuple[Value, ...], perm: Perm, attrs: object) -> None:
+    def _emit_on_base(
+        self, node: Node, inputs: tuple[Value, ...], perm: Perm, attrs: object
+    ) -> None:
         """Emit ``node`` on untransposed inputs; its own output becomes a view."""
         shape = _permuted(node.output.type.shape, _inverse(perm))
         if perm == _identity(len(perm)):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyq.ir import AnyArray
 
@@ -56,7 +57,7 @@ def compare(
     samples: set[int] = set()
     first: FirstDifference | None = None
     for name, a, b in zip(names, expected[1], got[1], strict=True):
-        left, right = (x.reshape(len(x), -1).astype(np.int64) for x in (a, b))
+        left, right = (_rows(x) for x in (a, b))
         if left.shape != right.shape:
             raise ValueError(f"'{name}': {left.shape} against {right.shape}")
         delta = right - left
@@ -76,3 +77,9 @@ def compare(
         expected[0], got[0], compared, different, len(samples), largest,
         tuple(sorted(histogram.items())), first,
     )  # fmt: skip
+
+
+def _rows(array: AnyArray) -> npt.NDArray[np.int64]:
+    """[n, elements] of [n, ...], also for n = 0."""
+    elements = int(np.prod(array.shape[1:], dtype=np.int64))
+    return array.reshape(len(array), elements).astype(np.int64)

@@ -132,7 +132,7 @@ def _fit(
         if not np.isfinite(array).all():
             raise error("TQ502", "the samples contain NaN or infinity", file=str(path))
         levels = np.rint(array.astype(np.float32) / np.float32(quant[0])) + quant[1]
-        return np.clip(levels, info.min, info.max).astype(port.dtype)
+        return np.asarray(np.clip(levels, info.min, info.max).astype(port.dtype))
     if array.dtype.kind not in "iu" or array.min() < info.min or array.max() > info.max:
         raise error(
             "TQ502", f"{array.dtype} samples from {array.min()} to {array.max()}, the input takes "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,11 +28,11 @@ Progress = Callable[[str, int, int], None]
 class Oracle(Protocol):
     """Whatever decides what is right: runs the original model on integers."""
 
-    def run(self, inputs: dict[str, AnyArray]) -> tuple[AnyArray, ...]:
+    def run(self, inputs: Mapping[str, AnyArray]) -> tuple[AnyArray, ...]:
         """Integer outputs of one inference."""
         ...
 
-    def run_exposed(self, inputs: dict[str, AnyArray]) -> dict[str, AnyArray]:
+    def run_exposed(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Intermediate integer tensors by name."""
         ...
 
@@ -67,7 +67,7 @@ class Subject:
     graph: Graph
     oracle_name: str
     oracle: Oracle
-    gaps: dict[str, Oracle] = field(default_factory=dict)
+    gaps: Mapping[str, Oracle] = field(default_factory=dict)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -183,12 +183,22 @@ def _run_reference(
         for origin in subject.graph.origins:
             if origin.name in exposed:
                 ours = np.transpose(values[origin.value].reshape(origin.shape), origin.perm)
-                theirs = exposed[origin.name].astype(np.int64) - origin.offset
+                theirs = _kept(exposed[origin.name].astype(np.int64), origin) - origin.offset
                 wrong = int(np.count_nonzero(ours.astype(np.int64).reshape(-1) != theirs.ravel()))
                 node_name = subject.graph.producers[origin.value].name
                 oracle_layers[node_name] = oracle_layers.get(node_name, 0) + wrong
     stacked = {name: np.stack(arrays) for name, arrays in by_layer.items()}
     return _Reference(_stacked(rows), stacked, oracle_layers)
+
+
+def _kept(theirs: npt.NDArray[np.int64], origin: Origin) -> npt.NDArray[np.int64]:
+    """The oracle's tensor without the channels that the graph has lost."""
+    if origin.kept is None:
+        return theirs
+    axis = origin.perm.index(len(origin.shape) - 1)
+    shape = [origin.shape[k] for k in origin.perm]
+    shape[axis] = -1
+    return np.take(theirs.reshape(shape), origin.kept, axis=axis)
 
 
 def _report(
