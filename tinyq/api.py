@@ -173,6 +173,4 @@ def _silent(what: str, done: int, total: int) -> None:
 
 def _one_of(option: str, value: str, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
-        raise error(
-            "TQ303", f"--{option} {value}", f"Accepted: {', '.join(accepted)}."
-        )
+        raise error("TQ303", f"--{option} {value}", f"Accepted: {', '.join(accepted)}.")

@@ -97,257 +97,362 @@ def error(
 
 # --- 1xx: model files -----------------------------------------------------------------------------
 _register(
-    "TQ101", 3, "model file cannot be read",
+    "TQ101",
+    3,
+    "model file cannot be read",
     "The path does not exist, is a folder, or is not readable.",
     "Check the path.",
 )
 _register(
-    "TQ102", 3, "not a model file",
+    "TQ102",
+    3,
+    "not a model file",
     "The file's bytes are not an ONNX model: it is another format, or it is truncated.",
     "Export the model again and compare the file's size.",
 )
 _register(
-    "TQ103", 3, "invalid ONNX model",
+    "TQ103",
+    3,
+    "invalid ONNX model",
     "The file parses, but breaks a rule of the ONNX specification.",
     "Run onnx.checker.check_model on the file; it names the rule.",
 )
 _register(
-    "TQ104", 3, "opset not supported",
+    "TQ104",
+    3,
+    "opset not supported",
     "The model uses an opset below 13, or one newer than the installed onnx package knows.",
     "Convert it with onnx.version_converter, or update the onnx package.",
 )
 _register(
-    "TQ105", 3, "external data is missing",
+    "TQ105",
+    3,
+    "external data is missing",
     "The model keeps its weights in another file that is not beside it.",
     "Copy the data file next to the model.",
 )
 _register(
-    "TQ106", 3, "dynamic shape",
+    "TQ106",
+    3,
+    "dynamic shape",
     "An input dimension other than the batch has no fixed size, or shapes cannot be inferred.",
     "Give the shape: --shape INPUT=1,49,10,1",
 )
 _register(
-    "TQ107", 3, "no such input",
+    "TQ107",
+    3,
+    "no such input",
     "An option names an input that the model does not have.",
     "Use one of the names that `tinyq inspect MODEL` lists.",
 )
 # --- 2xx: what cannot be compiled -----------------------------------------------------------------
 _register(
-    "TQ201", 4, "operator not supported",
+    "TQ201",
+    4,
+    "operator not supported",
     "The model contains an operator that tinyq has no integer implementation for.",
     "`tinyq ops` lists what is supported; replace the operator, or cut the model before it.",
 )
 _register(
-    "TQ202", 4, "not quantized",
+    "TQ202",
+    4,
+    "not quantized",
     "A tensor is computed in float: no QuantizeLinear/DequantizeLinear pair gives its integers.",
     "Quantize the model first: tinyq quantize MODEL --calib DATA",
 )
 _register(
-    "TQ203", 4, "unsupported form of an operator",
+    "TQ203",
+    4,
+    "unsupported form of an operator",
     "The operator is supported, but not with these attributes, shapes or types.",
     "See the message for what is accepted.",
 )
 _register(
-    "TQ204", 4, "unsupported quantization parameters",
+    "TQ204",
+    4,
+    "unsupported quantization parameters",
     "A scale is not a positive finite number, zero points differ by channel, or the type is not "
     "supported for this tensor.",
     "Use per-tensor affine activations (int8 or uint8) and symmetric weights.",
 )
 _register(
-    "TQ205", 4, "accumulator may overflow 32 bits",
+    "TQ205",
+    4,
+    "accumulator may overflow 32 bits",
     "The weights and the input range of this layer allow a sum beyond 2^31 - 1.",
     "Split the layer, or use a smaller bias or fewer inputs.",
 )
 _register(
-    "TQ206", 4, "no kernel for this target",
+    "TQ206",
+    4,
+    "no kernel for this target",
     "Every kernel refused this node for the selected target.",
     "The table says why each kernel refused.",
 )
 # --- 3xx: targets and options ---------------------------------------------------------------------
 _register(
-    "TQ301", 5, "unknown target",
+    "TQ301",
+    5,
+    "unknown target",
     "No target of that name is known.",
     "`tinyq targets` lists them.",
 )
 _register(
-    "TQ302", 5, "invalid target file",
+    "TQ302",
+    5,
+    "invalid target file",
     "A TOML file under targets/ lacks a field or has a value out of range.",
     "docs/adding-a-board.md describes the fields.",
 )
 _register(
-    "TQ303", 5, "invalid option",
+    "TQ303",
+    5,
+    "invalid option",
     "An option's value is not one of those accepted, or two options exclude each other.",
     "See `tinyq COMMAND --help`.",
 )
 # --- 4xx: toolchains and emulators ----------------------------------------------------------------
 _register(
-    "TQ401", 6, "compiler not found",
+    "TQ401",
+    6,
+    "compiler not found",
     "No C compiler for this target is on the PATH.",
     "Install it: apt install gcc-arm-none-eabi libnewlib-arm-none-eabi (or set TINYQ_ARM_GCC).",
 )
 _register(
-    "TQ402", 6, "compilation failed",
+    "TQ402",
+    6,
+    "compilation failed",
     "The C compiler reported an error for generated code. This is a mistake of tinyq.",
     "Please report it with the model and the message.",
 )
 _register(
-    "TQ403", 7, "emulator not found",
+    "TQ403",
+    7,
+    "emulator not found",
     "The emulator's program is not on the PATH.",
     "Install it: apt install qemu-system-arm (or set TINYQ_QEMU).",
 )
 _register(
-    "TQ404", 7, "emulated run failed",
+    "TQ404",
+    7,
+    "emulated run failed",
     "The firmware faulted, ran out of time, or ended without its closing line.",
     "The message has the emulator's last output.",
 )
 _register(
-    "TQ405", 6, "firmware does not fit",
+    "TQ405",
+    6,
+    "firmware does not fit",
     "The linker could not place code, constants or memory in the regions of the target.",
     "Choose a target with more memory, or a smaller network.",
 )
 _register(
-    "TQ406", 6, "floating-point code in an integer build",
+    "TQ406",
+    6,
+    "floating-point code in an integer build",
     "The ELF of an integer-only build contains a floating-point routine.",
     "Please report it with the model; --io float is the only option that allows float code.",
 )
 # --- 5xx: samples and verification ----------------------------------------------------------------
 _register(
-    "TQ501", 8, "samples cannot be read",
+    "TQ501",
+    8,
+    "samples cannot be read",
     "The sample file is missing, or is neither .npy, .npz with an array `x`, nor a folder of .npy.",
     "Save the samples with numpy.savez(path, x=samples, y=labels).",
 )
 _register(
-    "TQ502", 8, "samples do not fit the model",
+    "TQ502",
+    8,
+    "samples do not fit the model",
     "Shape or dtype of the samples is not that of the model's input.",
     "`tinyq inspect` prints the shape and dtype that each input expects.",
 )
 _register(
-    "TQ503", 3, "not a compiled folder",
+    "TQ503",
+    3,
+    "not a compiled folder",
     "The folder has no tinyq manifest, or one written by another version.",
     "Run `tinyq compile` first.",
 )
 _register(
-    "TQ504", 8, "labels cannot be used",
+    "TQ504",
+    8,
+    "labels cannot be used",
     "The label file has another number of labels than there are samples, or none were given.",
     "Give one integer label a sample.",
 )
 # --- 65x: training in PyTorch ---------------------------------------------------------------------
 _register(
-    "TQ650", 12, "network cannot be traced",
+    "TQ650",
+    12,
+    "network cannot be traced",
     "torch.fx follows the forward method once with symbols; a branch or a loop that depends on the "
     "data stops it.",
     "Move the data-dependent code out of forward, or wrap it with torch.fx.wrap.",
 )
 _register(
-    "TQ651", 12, "PyTorch operator not supported",
+    "TQ651",
+    12,
+    "PyTorch operator not supported",
     "The network uses a module or function that tinyq.learn cannot quantize or export.",
     "Replace it by a supported one (docs/training.md has the list), or quantize the part before it.",
 )
 _register(
-    "TQ652", 12, "invalid quantization setting",
+    "TQ652",
+    12,
+    "invalid quantization setting",
     "A field of QuantConfig has a value that does not exist, or two fields exclude each other.",
     "The message names the field and what it accepts.",
 )
 _register(
-    "TQ653", 12, "range is not known",
+    "TQ653",
+    12,
+    "range is not known",
     "A quantizer has seen no data, so that it has no scale, or what it saw is not finite.",
     "Run tinyq.learn.calibrate(model, batches), or some training steps, before converting.",
 )
 _register(
-    "TQ654", 12, "not a prepared network",
+    "TQ654",
+    12,
+    "not a prepared network",
     "The network has no fake quantization: convert and export need what prepare returned.",
     "Call tinyq.learn.prepare(model, config, example) first.",
 )
 _register(
-    "TQ655", 12, "training failed",
+    "TQ655",
+    12,
+    "training failed",
     "The loss became NaN or infinite.",
     "tinyq.learn.diagnose(model) names the layer; lower the learning rate or clip gradients.",
 )
 # --- 7xx: output ----------------------------------------------------------------------------------
 _register(
-    "TQ701", 9, "output folder cannot be written",
+    "TQ701",
+    9,
+    "output folder cannot be written",
     "The folder exists with other contents, or cannot be created or written.",
     "Choose another folder with -o, or make room on the disk.",
 )
 _register(
-    "TQ702", 9, "name is not a C identifier",
+    "TQ702",
+    9,
+    "name is not a C identifier",
     "The network's name becomes a prefix of C symbols.",
     "Give one with --name: letters, digits and underscores, not starting with a digit.",
 )
+_register(
+    "TQ703",
+    9,
+    "file system refused",
+    "A file could not be written: the disk is full, read-only, or permission is missing.",
+    "Make room or choose another place; temporary files go where TMPDIR points.",
+)
 # --- 6xx: quantizing a float model (601 to 629) ----------------------------------------------------
 _register(
-    "TQ601", 12, "operator cannot be quantized",
+    "TQ601",
+    12,
+    "operator cannot be quantized",
     "The float model contains an operator, or a form of one, for which no quantized form is known.",
     "Replace the operator, or cut the model before it. Every such node is listed.",
 )
 _register(
-    "TQ602", 12, "model is quantized already",
+    "TQ602",
+    12,
+    "model is quantized already",
     "The model contains QuantizeLinear or DequantizeLinear nodes, or quantized operators.",
     "Give the float model, or compile this one as it is.",
 )
 _register(
-    "TQ603", 12, "weights are not finite",
+    "TQ603",
+    12,
+    "weights are not finite",
     "A weight tensor of the float model holds NaN or infinity.",
     "Training diverged, or the file is damaged: export a checkpoint with finite weights.",
 )
 _register(
-    "TQ604", 12, "values are not finite",
+    "TQ604",
+    12,
+    "values are not finite",
     "The calibration data, or a tensor computed from them, holds NaN or infinity.",
     "Remove those samples, and check how they were normalised.",
 )
 _register(
-    "TQ605", 12, "calibration data cannot be used",
+    "TQ605",
+    12,
+    "calibration data cannot be used",
     "The path is missing, holds no samples, or is neither .npy, .npz nor a folder of .npy, .npz or "
     "images.",
     "Save the samples with numpy.savez(path, x=samples, y=labels).",
 )
 _register(
-    "TQ606", 12, "calibration data do not fit the model",
+    "TQ606",
+    12,
+    "calibration data do not fit the model",
     "Shape, layout or dtype of the samples is not that of the model's input.",
     "Give samples as [N, ...] in the layout of the model's input, or name theirs with --layout.",
 )
 _register(
-    "TQ607", 12, "invalid quantization option",
+    "TQ607",
+    12,
+    "invalid quantization option",
     "An option of the quantizer has a value that is not accepted, or two exclude each other.",
     "See `tinyq quantize --help`.",
 )
 _register(
-    "TQ608", 12, "not a float32 model",
+    "TQ608",
+    12,
+    "not a float32 model",
     "An input or a weight has another floating-point type than float32.",
     "Export the model in float32.",
 )
 _register(
-    "TQ609", 12, "Pillow is not installed",
+    "TQ609",
+    12,
+    "Pillow is not installed",
     "Reading a folder of images needs the package Pillow.",
     "pip install 'tinyq[images]', or save the samples as .npz.",
 )
 _register(
-    "TQ620", 12, "no calibration data",
+    "TQ620",
+    12,
+    "no calibration data",
     "Ranges were estimated from BatchNorm statistics and made-up inputs: accuracy may be poor.",
     "Give at least 100 typical samples: --calib DATA",
 )
 _register(
-    "TQ621", 12, "constant tensor",
+    "TQ621",
+    12,
+    "constant tensor",
     "A tensor is zero on every calibration sample, so that no scale follows from it; 1.0 was taken.",
     "Check that the samples are typical, and that this part of the network is alive.",
 )
 _register(
-    "TQ622", 12, "dead channels",
+    "TQ622",
+    12,
+    "dead channels",
     "Channels of a layer are zero on every calibration sample, or all their weights are zero.",
     "They cost time and memory for nothing: prune them, or check the training.",
 )
 _register(
-    "TQ623", 12, "few calibration samples",
+    "TQ623",
+    12,
+    "few calibration samples",
     "Ranges from few samples miss the values of rare inputs.",
     "Give at least 100 typical samples.",
 )
 _register(
-    "TQ624", 12, "weight scale was raised",
+    "TQ624",
+    12,
+    "weight scale was raised",
     "A channel's bias does not fit 32 bits at the scale of its weights, which are nearly zero.",
     "Usually harmless: the channel outputs its bias. Check for dead filters.",
 )
 _register(
-    "TQ625", 12, "choice made by the quantizer",
+    "TQ625",
+    12,
+    "choice made by the quantizer",
     "A requested method does not apply to a layer; the message says what was done instead.",
     "Nothing needs to be done; the message tells what would change it.",
 )

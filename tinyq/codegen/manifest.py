@@ -91,9 +91,7 @@ def _exactness(node: Node) -> dict[str, Any]:
     return {**asdict(found), "differing": found.differing, "exact": found.exact}
 
 
-def _layer(
-    layer: Layer, function: str | None, plan: MemoryPlan, live: int
-) -> dict[str, Any]:
+def _layer(layer: Layer, function: str | None, plan: MemoryPlan, live: int) -> dict[str, Any]:
     result = _tensor(layer.outputs[0])
     overlaid = plan.overlays[layer.index]
     return {

@@ -1,0 +1,5 @@
+"""``python -m tinyq``."""
+
+from tinyq.cli import main
+
+main()

@@ -1,0 +1,78 @@
+"""``tinyq compile``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tinyq.cli.console import Json, Quiet, guarded, progress, show, show_json
+from tinyq.errors import error
+
+Target = Annotated[
+    str,
+    typer.Option("--target", "-t", help="Core: cortex-m4, cortex-m0+mul32, … (`tinyq targets`)."),
+]
+
+
+@guarded
+def compile_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A quantized ONNX file.")],
+    target: Target,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder; by default the model's name."),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="Prefix of all C symbols; by default the file's name.")
+    ] = "",
+    optimize: Annotated[
+        Literal["speed", "size", "balanced"], typer.Option(help="What kernels are chosen for.")
+    ] = "balanced",
+    oracle: Annotated[
+        Literal["ort"], typer.Option(help="Whose arithmetic the integers follow.")
+    ] = "ort",
+    io: Annotated[
+        Literal["int8", "float"],
+        typer.Option(help="float adds C functions that quantize inputs and dequantize outputs."),
+    ] = "int8",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=1,49,10,1", help="Fix the shape of an input; repeatable."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a quantized ONNX model to a folder of C99, and report on it."""
+    from tinyq.api import CompileOptions, compile_model
+    from tinyq.codegen import write_program
+
+    options = CompileOptions(target, name, optimize, oracle, io, parse_shapes(shape or ()))
+    with progress(quiet or as_json) as tell:
+        compiled = compile_model(model, options, tell)
+    folder = output or Path(compiled.program.name)
+    write_program(compiled.program, folder)
+    manifest = compiled.program.manifest
+    if as_json:
+        show_json({"directory": str(folder), **manifest})
+    elif not quiet:
+        from tinyq.report.network import network_report
+
+        show(network_report(manifest))
+        typer.echo(f"Written to {folder}. Next: tinyq verify {folder}")
+
+
+def parse_shapes(texts: list[str] | tuple[()]) -> dict[str, tuple[int, ...]]:
+    """Shapes by input from ``NAME=1,2,3``; raises TQ303."""
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not name or not shape or min(shape) < 1:
+            raise error("TQ303", f"--shape {text}", "Write it as INPUT=1,49,10,1.")
+        shapes[name] = shape
+    return shapes

@@ -1,0 +1,98 @@
+"""``tinyq targets``, ``tinyq ops`` and ``tinyq explain``: what tinyq knows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+
+from tinyq.cli.console import Json, guarded, show, show_json
+from tinyq.errors import CATALOG, error
+
+
+@guarded
+def targets_command(as_json: Json = False) -> None:
+    """List the cores that can be compiled for, with the emulated machine of each."""
+    from tinyq.target import core_names, load_board, load_core
+
+    cores = [load_core(name) for name in core_names()]
+    if as_json:
+        show_json({"targets": [dataclasses.asdict(core) for core in cores]})
+        return
+    table = _table("target", "core", "architecture", "instructions", "FPU", "emulated by")
+    for core in cores:
+        qemu = load_board(core.board).qemu
+        isas = ", ".join(f"{i} (default)" if i == core.default_isa else i for i in core.isas)
+        machine = qemu.machine if qemu else "-"
+        table.add_row(core.name, core.title, core.architecture, isas, core.fpu, machine)
+    show(table)
+    typer.echo(
+        "Append +scalar, +dsp or +mve to choose the instruction set, and +mul32 for a Cortex-M0 or "
+        "M0+ with the small multiplier: cortex-m4+scalar."
+    )
+
+
+@guarded
+def ops_command(as_json: Json = False) -> None:
+    """List the operators that are supported, their ONNX names and their kernels."""
+    from tinyq.ops import REGISTRY
+
+    operators = list(REGISTRY.operators.values())
+    if as_json:
+        entries = [
+            {
+                "name": op.name,
+                "summary": op.summary,
+                "onnx": list(op.onnx),
+                "kernels": [kernel.name for kernel in op.kernels],
+            }
+            for op in operators
+        ]
+        show_json({"operators": entries})
+        return
+    table = _table("operator", "ONNX", "what", "kernels")
+    for op in operators:
+        kernels = ", ".join(kernel.name for kernel in op.kernels)
+        table.add_row(op.name, ", ".join(op.onnx), op.summary, kernels)
+    show(table)
+
+
+@guarded
+def explain_command(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="A code such as TQ202.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Say what a diagnostic code means and what to do; without one, list them all."""
+    if not code:
+        _all_codes(as_json)
+        return
+    info = CATALOG.get(code.upper())
+    if info is None:
+        raise error("TQ303", f"no code '{code}'", "`tinyq explain` lists all codes.")
+    if as_json:
+        show_json(dataclasses.asdict(info))
+        return
+    typer.echo(f"{info.code} {info.title} (exit status {info.exit_status})\n")
+    typer.echo(f"{info.explanation}\n\nWhat to do: {info.remedy}")
+
+
+def _all_codes(as_json: bool) -> None:
+    infos = [CATALOG[code] for code in sorted(CATALOG)]
+    if as_json:
+        show_json({"codes": [dataclasses.asdict(info) for info in infos]})
+        return
+    table = _table("code", "status", "meaning", "what to do")
+    for info in infos:
+        table.add_row(info.code, str(info.exit_status), info.title, info.remedy)
+    show(table)
+
+
+def _table(*columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,82 @@
+"""``tinyq verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tinyq.cli.console import Json, Quiet, guarded, progress, show, show_json
+from tinyq.errors import error
+
+DIFFERENT = 1
+_DEFAULT_RANDOM = 20
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that tinyq compiled.")]
+Emulator = Annotated[
+    str, typer.Option(help="Where the C runs: qemu (an emulated core) or host (this machine).")
+]
+
+
+@guarded
+def verify_command(
+    folder: Folder,
+    emulator: Emulator = "qemu",
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=".npy, .npz with `x` (and `y`, the labels), or a folder of .npy.",
+        ),
+    ] = None,
+    random: Annotated[
+        int | None, typer.Option(metavar="N", help="Random samples instead.", show_default="20")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random samples.")] = 0,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Labels, for accuracy: .npy or .npz (`y`).")
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Compare and count layer by layer too.")
+    ] = False,
+    target: Annotated[
+        str, typer.Option(help="Run on another core than the folder was compiled for.")
+    ] = "",
+    sanitize: Annotated[
+        bool, typer.Option("--sanitize", help="With the host: build with ASan and UBSan.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds for one emulated run.")] = 1800.0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Build the C, run it, and compare every output integer with onnxruntime's.
+
+    The exit status is the verdict: 0 when all are equal, 1 when not.
+    """
+    from tinyq.api import verify
+    from tinyq.verification.verify import VerifyOptions
+
+    if samples is not None and random is not None:
+        raise error("TQ303", "--samples and --random exclude each other", "Give one of them.")
+    options = VerifyOptions(
+        emulator=emulator,
+        samples=samples,
+        labels=labels,
+        random=_DEFAULT_RANDOM if random is None else random,
+        seed=seed,
+        layers=layers,
+        target=target,
+        sanitize=sanitize,
+        timeout=timeout,
+    )
+    with progress(quiet or as_json) as tell:
+        report = verify(folder, options, tell)
+    if as_json:
+        show_json(report.to_json())
+    elif not quiet:
+        from tinyq.report.verification import verify_report
+
+        show(verify_report(report))
+    if not report.equal:
+        raise typer.Exit(DIFFERENT)

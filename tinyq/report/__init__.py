@@ -1,0 +1,1 @@
+"""Reports for people: tables of a compilation, a verification, a profile."""

@@ -1,0 +1,149 @@
+"""The report at the end of a compilation, from the manifest of the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tinyq.report.formats import count, plural, shape, shortened, size
+
+Manifest = Mapping[str, Any]
+_NAME_WIDTH = 26
+
+
+def exactness_text(exactness: Mapping[str, Any]) -> str:
+    """One cell: what is proved of a layer."""
+    if exactness["differing"]:
+        return f"{count(exactness['differing'])} may differ by {exactness['max_abs']}"
+    if exactness["basis"] == "construction":
+        return "exact by construction"
+    proved = "proved" if exactness["basis"] == "accumulators" else "all pairs"
+    return f"{proved}, {plural(exactness['fixes'], 'fix')}" if exactness["fixes"] else proved
+
+
+def why(layer: Mapping[str, Any]) -> str:
+    """Why the layer's kernel was chosen: its own reason, then what the others say."""
+    parts = [layer["reason"]] if layer["reason"] else []
+    parts += [f"{entry['kernel']}: {entry['reason']}" for entry in layer["refusals"]]
+    better = [e["kernel"] for e in layer["alternatives"]]
+    if better:
+        parts.append(f"before {', '.join(better)}")
+    return "; ".join(parts)
+
+
+def layer_table(manifest: Manifest) -> Table:
+    """A row for every layer, and the totals."""
+    layers: Sequence[Mapping[str, Any]] = manifest["layers"]
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    table.add_column("#", "", justify="right")
+    table.add_column("layer", "total", no_wrap=True)
+    table.add_column("operator")
+    table.add_column("output", overflow="fold")
+    table.add_column("MACs", count(manifest["macs"]), justify="right")
+    table.add_column("flash", count(manifest["constant_bytes"]), justify="right")
+    table.add_column("arena", count(manifest["arena_bytes"]), justify="right")
+    table.add_column("instructions", count(manifest["instructions"]), justify="right")
+    table.add_column("kernel, and why", overflow="fold")
+    table.add_column("exactness", verdict(layers), overflow="fold")
+    for layer in layers:
+        exactness = layer["exactness"]
+        table.add_row(
+            str(layer["index"]),
+            shortened(layer["name"], _NAME_WIDTH),
+            layer["op"],
+            shape(layer["shape"]),
+            count(layer["macs"]),
+            count(layer["constant_bytes"]),
+            count(layer["live_bytes"]),
+            count(layer["instructions"]),
+            _kernel(layer),
+            Text(exactness_text(exactness), style="" if exactness["exact"] else "bold red"),
+        )
+    return table
+
+
+def _kernel(layer: Mapping[str, Any]) -> Text:
+    reason = why(layer)
+    return Text.assemble(layer["kernel"], (f" ({reason})" if reason else "", "dim"))
+
+
+def verdict(layers: Iterable[Mapping[str, Any]]) -> str:
+    """The network's exactness in a few words."""
+    found = [layer["exactness"] for layer in layers]
+    differing = sum(e["differing"] for e in found)
+    if differing:
+        return f"{count(differing)} may differ"
+    fixes = sum(e["fixes"] for e in found)
+    return f"all exact, {plural(fixes, 'fix')}" if fixes else "all exact"
+
+
+def exactness_lines(manifest: Manifest) -> list[Text]:
+    """What is proved of the whole network, and a warning where the proof fails."""
+    layers = manifest["layers"]
+    proved = [e["exactness"] for e in layers if e["exactness"]["basis"] == "accumulators"]
+    reachable = sum(e["reachable"] for e in proved)
+    differing = sum(e["differing"] for e in proved)
+    lines = []
+    if reachable and not differing:
+        lines.append(
+            Text(
+                f"Exact: the integers equal {manifest['oracle']}'s rule at every one of the "
+                f"{count(reachable)} accumulators that the weights can reach"
+                f"{_fixes(proved)}.",
+                "green",
+            )
+        )
+    if differing:
+        names = ", ".join(la["name"] for la in layers if la["exactness"]["differing"])
+        largest = max(e["max_abs"] for e in proved)
+        lines.append(
+            Text(
+                f"Not exact: at {count(differing)} of {count(reachable)} reachable accumulators "
+                f"the result may differ from {manifest['oracle']}'s, by {largest} at most, in "
+                f"{names}.",
+                "bold red",
+            )
+        )
+    return lines
+
+
+def _fixes(proved: Sequence[Mapping[str, Any]]) -> str:
+    fixes = sum(e["fixes"] for e in proved)
+    return f", {fixes} of them corrected one by one" if fixes else ""
+
+
+def port_lines(manifest: Manifest) -> list[str]:
+    """One line for every input and output: what the C code takes and gives."""
+    lines = []
+    for kind in ("inputs", "outputs"):
+        for port in manifest[kind]:
+            quant = ""
+            if "scale" in port:
+                quant = f", real = {port['scale']:.9g} * (integer - {port['zero_point']})"
+            lines.append(
+                f"{kind[:-1]:6} {port['name']}: {port['dtype']}[{shape(port['shape'])}]{quant}"
+            )
+    return lines
+
+
+def network_report(manifest: Manifest) -> RenderableType:
+    """The whole report of a compiled folder."""
+    totals = (
+        f"{manifest['name']} for {manifest['target']} ({manifest['optimize']}): "
+        f"{count(manifest['macs'])} MACs, {size(manifest['constant_bytes'])} of constants, "
+        f"{size(manifest['arena_bytes'])} of arena, about {count(manifest['instructions'])} "
+        "instructions an inference (an estimate; `tinyq verify` counts them)"
+    )
+    notes = [Text(f"Note: {note}", "yellow") for note in manifest.get("notes", ())]
+    return Group(
+        layer_table(manifest),
+        *(Text(line) for line in port_lines(manifest)),
+        *notes,
+        *exactness_lines(manifest),
+        Text(totals),
+    )

@@ -1,0 +1,63 @@
+"""Tables of a post-training quantization and of a sensitivity analysis."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tinyq.ptq.quality import OutputQuality, PtqReport
+from tinyq.ptq.sensitivity import SensitivityReport
+from tinyq.report.formats import shortened
+
+
+def quantization_report(report: PtqReport, calibrator: str) -> RenderableType:
+    """Every layer's error, the output's, what was noticed and what could be done."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("layer", "operator", "SQNR dB", "cosine", "saturated", "weights", "dead"):
+        right = name in ("SQNR dB", "cosine", "saturated", "dead")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for layer in report.layers:
+        table.add_row(
+            shortened(layer.name), layer.operator, f"{layer.sqnr_db:.1f}", f"{layer.cosine:.5f}",
+            f"{100 * layer.saturation:.2f}%",
+            f"int{layer.weight_bits}" if layer.weight_bits else "-",
+            f"{layer.dead_channels}/{layer.channels}" if layer.dead_channels else "-",
+        )  # fmt: skip
+    lines = [Text(f"{d.code} {d.found}. {d.remedy or d.info.remedy}") for d in report.notices]
+    lines += [Text(f"Advice: {line}") for line in report.advice]
+    lines.append(Text(f"Calibrated with '{calibrator}' on {report.samples} samples: "))
+    lines.append(Text(quality_text(report.output), "bold"))
+    return Group(table, *lines)
+
+
+def quality_text(quality: OutputQuality) -> str:
+    """The output's quality in one line."""
+    parts = [f"SQNR {quality.sqnr_db:.1f} dB", f"rms error {quality.rms_error:.4g}"]
+    if quality.agreement is not None:
+        parts.append(f"same class on {100 * quality.agreement:.2f}% of the samples")
+    if quality.accuracy_float is not None and quality.accuracy_quantized is not None:
+        parts.append(
+            f"accuracy {100 * quality.accuracy_quantized:.2f}% "
+            f"(float {100 * quality.accuracy_float:.2f}%)"
+        )
+    return ", ".join(parts)
+
+
+def sensitivity_report(report: SensitivityReport) -> RenderableType:
+    """Layers, the most sensitive first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", no_wrap=True)
+    table.add_column("operator")
+    table.add_column("only this layer quantized", overflow="fold")
+    table.add_column("all but this layer", overflow="fold")
+    for layer in report.layers:
+        table.add_row(
+            shortened(layer.name), layer.operator, quality_text(layer.only),
+            quality_text(layer.all_but),
+        )  # fmt: skip
+    lines = [Text(f"{d.code} {d.found}") for d in report.notices]
+    return Group(
+        table, *lines, Text(f"All quantized: {quality_text(report.all_quantized)}", "bold")
+    )
