@@ -11,6 +11,7 @@ from tinyq.learn.curvature import dead_filters, update_ewgs
 from tinyq.learn.diagnose import Finding, Monitor, diagnose
 from tinyq.learn.export import export, export_float
 from tinyq.learn.fit import FitConfig, FitResult, fit, parameter_groups
+from tinyq.learn.ladder import step_down
 from tinyq.learn.prepare import prepare
 from tinyq.learn.quantizers import freeze_stage
 from tinyq.learn.reconstruct import (
@@ -47,5 +48,6 @@ __all__ = [
     "parameter_groups",
     "prepare",
     "reestimate_batch_norm",
+    "step_down",
     "update_ewgs",
 ]

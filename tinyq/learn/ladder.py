@@ -1,0 +1,67 @@
+"""The bit ladder: a network of fewer bits starts from the trained one of more bits.
+
+APoT's authors go from float to 4, 3, then 2 bits, each stage with the thresholds of the last. Going
+to 2 bits at once leaves whole filters at zero, which do not come back.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from tinyq.learn.config import QuantConfig
+from tinyq.learn.prepare import act_quantizers, prepare, quant_layers
+from tinyq.learn.quantizers import (
+    ActQuantizer,
+    AffineActQuantizer,
+    TableActQuantizer,
+    WeightQuantizer,
+)
+
+
+def step_down(
+    trained: fx.GraphModule, model: nn.Module, config: QuantConfig, example: Tensor
+) -> fx.GraphModule:
+    """Prepare ``model`` with ``config``, taking weights, statistics and thresholds of ``trained``.
+
+    ``model`` is the float network that ``trained`` was prepared from; it is not changed. Ranges of
+    8-bit values stay as they are.
+    """
+    start = copy.deepcopy(model)
+    state, own = trained.state_dict(), start.state_dict()
+    start.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+    lower = prepare(start, config, example)
+    before = quant_layers(trained)
+    for name, layer in quant_layers(lower).items():
+        _carry_weight(before[name].weight_quantizer, layer.weight_quantizer)
+    known = act_quantizers(trained)
+    for name, quantizer in act_quantizers(lower).items():
+        if name in known:
+            _carry_activation(known[name], quantizer)
+    return lower
+
+
+@torch.no_grad()
+def _carry_weight(old: WeightQuantizer, new: WeightQuantizer) -> None:
+    """Keep a trained threshold where both have one of the same shape."""
+    if old.mode == new.mode == "learned" and old.step.shape == new.step.shape:
+        new.step.copy_(old.step.abs() * (old.largest / new.largest))
+
+
+@torch.no_grad()
+def _carry_activation(old: ActQuantizer, new: ActQuantizer) -> None:
+    if not bool(old.ready) or old.signed != new.signed:
+        return
+    new.step.copy_(old.positive_step() * (_top(old) / _top(new)))
+    new.zero_point.copy_(old.zero_point)
+    new.ready.fill_(True)
+
+
+def _top(quantizer: ActQuantizer) -> float:
+    """Largest level."""
+    if isinstance(quantizer, AffineActQuantizer):
+        return float(quantizer.high)
+    assert isinstance(quantizer, TableActQuantizer)
+    return float(quantizer.level_set.largest)
