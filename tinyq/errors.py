@@ -145,6 +145,16 @@ _register(
     "An option names an input that the model does not have.",
     "Use one of the names that `tinyq inspect MODEL` lists.",
 )
+_register(
+    "TQ108", 3, "an optional package is missing",
+    "Reading this kind of model needs a package that is not installed with tinyq by itself.",
+    "Install the extra: pip install 'tinyq[tflite]'",
+)
+_register(
+    "TQ109", 3, "invalid TensorFlow Lite model",
+    "The file parses, but an operator lacks an input that it needs, or the file holds no graph.",
+    "Convert the model again.",
+)
 # --- 2xx: what cannot be compiled -----------------------------------------------------------------
 _register(
     "TQ201",

@@ -1,0 +1,178 @@
+"""Oracles of TensorFlow Lite's integer kernels and of CMSIS-NN: a scale as a fixed-point number.
+
+Both represent a real scale as ``multiplier * 2**(shift - 31)`` with a 31-bit multiplier, and round
+either once (add half, shift) or twice: first the high half of the product, half up, then the
+remaining right shift, half away from zero. Which operator does which is a property of the kernel,
+so it is a value here: :class:`Rounding`. The names in brackets are TensorFlow Lite's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyq.quant.staircase import Int64
+
+Float64 = NDArray[np.float64]
+
+
+class Rounding(Enum):
+    """How a fixed-point requantization rounds."""
+
+    ONCE = "once"
+    TWICE = "twice"
+
+
+def quantize_multiplier(real: float) -> tuple[int, int]:
+    """The fixed-point form of a positive real: (multiplier, shift), real = m * 2^(shift - 31).
+
+    [QuantizeMultiplier] multiplier is in [2^30, 2^31), or 0 where the real is below 2^-32.
+    """
+    if real == 0.0:
+        return 0, 0
+    fraction, shift = math.frexp(real)
+    multiplier = math.floor(fraction * 2.0**31 + 0.5)
+    if multiplier == 1 << 31:
+        multiplier, shift = multiplier // 2, shift + 1
+    if shift < -31:
+        return 0, 0
+    return (2**31 - 1, 30) if shift > 30 else (multiplier, shift)
+
+
+def high_multiply(x: Int64, multiplier: Int64 | int) -> Int64:
+    """(x * multiplier) / 2^31, halves up. [SaturatingRoundingDoublingHighMul] without saturation:
+    the one case that saturates, both operands -2^31, cannot occur with a positive multiplier.
+    """
+    return (x * multiplier + (1 << 30)) >> 31
+
+
+def rounding_shift(x: Int64, exponent: Int64 | int) -> Int64:
+    """x / 2^exponent, halves away from zero. [RoundingDivideByPOT]"""
+    mask = (np.int64(1) << np.asarray(exponent, np.int64)) - 1
+    threshold = (mask >> 1) + (x < 0)
+    return (x >> exponent) + ((x & mask) > threshold)
+
+
+def multiply(x: Int64, multiplier: Int64 | int, shift: Int64 | int, rounding: Rounding) -> Int64:
+    """x * multiplier * 2^(shift - 31), rounded. [MultiplyByQuantizedMultiplier]
+
+    x: int64 in int32's range; multiplier and shift broadcast over it.
+    """
+    shifts = np.asarray(shift, np.int64)
+    factors = np.asarray(multiplier, np.int64)
+    if rounding is Rounding.ONCE:
+        total = 31 - shifts
+        return (x * factors + (np.int64(1) << (total - 1))) >> total
+    left, right = np.maximum(shifts, 0), np.maximum(-shifts, 0)
+    return rounding_shift(high_multiply(x << left, factors), right)
+
+
+def away_from_zero(x: Float64) -> Int64:
+    """Nearest integers, halves away from zero. [TfLiteRound]"""
+    return (np.sign(x) * np.floor(np.abs(x) + 0.5)).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPointLinear:
+    """A convolution or dense layer of TensorFlow Lite or CMSIS-NN.
+
+    y = clamp(multiply(acc + bias + offset, multiplier, shift) + zero_point, qmin, qmax)
+
+    multiplier, shift, bias, offset: int64[C]; offset is ``-x_zero_point * sum(w)``.
+    """
+
+    multiplier: Int64
+    shift: Int64
+    bias: Int64
+    offset: Int64
+    zero_point: int
+    rounding: Rounding
+    qmin: int = -128
+    qmax: int = 127
+
+    @classmethod
+    def of_scales(
+        cls,
+        real: Float64,
+        bias: Int64,
+        offset: Int64,
+        zero_point: int,
+        rounding: Rounding,
+        qmin: int = -128,
+        qmax: int = 127,
+    ) -> FixedPointLinear:
+        """From real scales float64[C], x_scale * w_scale / y_scale computed in float64."""
+        pairs = np.array([quantize_multiplier(float(r)) for r in real], np.int64).reshape(-1, 2)
+        return cls(pairs[:, 0], pairs[:, 1], bias, offset, zero_point, rounding, qmin, qmax)
+
+    def __call__(self, acc: Int64) -> Int64:
+        """Outputs int64[C, n] of raw accumulators int64[C, n]."""
+        total = acc + (self.bias + self.offset)[:, None]
+        levels = multiply(total, self.multiplier[:, None], self.shift[:, None], self.rounding)
+        return np.clip(levels + self.zero_point, self.qmin, self.qmax)
+
+
+@dataclass(frozen=True)
+class TruncatingMean:
+    """AVERAGE_POOL_2D: the mean of raw integers, halves away from zero, input's quantization.
+
+    acc int64[1, n], sums of ``count`` raw values; ``rebase`` is what those of an unsigned model are
+    larger by (128), for its rounding is about its own zero.
+    """
+
+    count: int
+    qmin: int = -128
+    qmax: int = 127
+    rebase: int = 0
+
+    def __call__(self, acc: Int64) -> Int64:
+        """Outputs of raw sums."""
+        total = acc + self.rebase * self.count
+        half = self.count // 2
+        mean = np.sign(total) * ((np.abs(total) + half) // self.count)
+        return np.clip(mean - self.rebase, self.qmin, self.qmax)
+
+    @property
+    def scale(self) -> float:
+        """Output units for one unit of the sum."""
+        return 1.0 / self.count
+
+
+def add_pairs(
+    a: tuple[float, int], b: tuple[float, int], y: tuple[float, int], sign: int,
+    qmin: int = -128, qmax: int = 127,
+) -> Int64:  # fmt: skip
+    """ADD (sign 1) or SUB (-1) of every pair of int8: int64 [256, 256], rows a = -128..127.
+
+    a, b, y: (scale, zero point). Operands are brought to one scale with 20 more bits, added and
+    rescaled; each step rounds twice.
+    """
+    codes = np.arange(-128, 128, dtype=np.int64)
+    twice = 2.0 * max(a[0], b[0])
+    scaled = []
+    for (scale, zero), factor in ((a, 1), (b, sign)):
+        multiplier, shift = quantize_multiplier(scale / twice)
+        scaled.append(multiply((codes - zero) << 20, factor * multiplier, shift, Rounding.TWICE))
+    multiplier, shift = quantize_multiplier(twice / (2.0**20 * y[0]))
+    total = scaled[0][:, None] + scaled[1][None, :]
+    levels = multiply(total, multiplier, shift, Rounding.TWICE) + y[1]
+    return np.clip(levels, qmin, qmax)
+
+
+def mul_pairs(
+    a: tuple[float, int], b: tuple[float, int], y: tuple[float, int], rounding: Rounding,
+    qmin: int = -128, qmax: int = 127,
+) -> Int64:  # fmt: skip
+    """MUL of every pair of int8: int64 [256, 256], rows a = -128..127; (scale, zero point) each.
+
+    The real multiplier is a product and a quotient in float32.
+    """
+    codes = np.arange(-128, 128, dtype=np.int64)
+    real = np.float32(a[0]) * np.float32(b[0]) / np.float32(y[0])
+    multiplier, shift = quantize_multiplier(float(real))
+    product = (codes[:, None] - a[1]) * (codes[None, :] - b[1])
+    return np.clip(multiply(product, multiplier, shift, rounding) + y[1], qmin, qmax)
