@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,24 @@ from tinyq.ops.windows import Window, onnx_window
 from tinyq.quant import Requant, apply, build_staircase, synthesize
 from tinyq.target import Core
 
+MeanRule = Literal["image", "window", "axes"]
+"""How the oracle rounds a mean: over the whole image (GlobalAveragePool, and AveragePool with such
+a window), over smaller windows (AveragePool), or over any axes (ReduceMean)."""
+
+_NOISE = 1e-5
+"""Distance from a half, in output units, within which float32 sums of dequantized elements may
+round either way."""
+
 
 @dataclass(frozen=True)
 class MeanOracle:
-    """Sums of ``count`` int8 values to outputs: the real mean, rounded half to even.
+    """Sums of ``count`` int8 values to outputs int64[1, n], as onnxruntime rounds them.
 
-    acc int64[1, n] -> int64[1, n]: rint((acc - count * x_zero_point) * x_scale / (count * y_scale))
-    + y_zero_point, clamped, in float64, which is exact for these magnitudes but for the quotient.
+    image: integer sum times one float32 factor, rounded half to even, then the zero point; exact.
+    window: the mean of dequantized float32 elements, the zero point added before rounding.
+    axes: the same with the zero point added after rounding.
+    The last two are computed from the exact sum: where the result lies on a half, onnxruntime's
+    own sum of rounded elements may fall to either side (:meth:`ambiguous` counts those sums).
     """
 
     count: int
@@ -37,32 +48,59 @@ class MeanOracle:
     y: QuantParams
     qmin: int
     qmax: int
+    rule: MeanRule
 
     def __call__(self, acc: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Outputs of raw sums."""
-        real = (acc - self.count * self.x.zero_point) * self.scale
-        levels = np.rint(real).astype(np.int64) + self.y.zero_point
-        return np.asarray(np.clip(levels, self.qmin, self.qmax), np.int64)
+        centred = (acc - self.count * self.x.zero_point).astype(np.float32)
+        x_scale, y_scale = np.float32(self.x.scale), np.float32(self.y.scale)
+        if self.rule == "image":
+            levels = np.rint(centred * (x_scale / (y_scale * np.float32(self.count))))
+            levels += self.y.zero_point
+        else:
+            real = centred * x_scale / np.float32(self.count) / y_scale
+            if self.rule == "window":
+                levels = np.rint(real + np.float32(self.y.zero_point))
+            else:
+                levels = np.rint(real) + self.y.zero_point
+        return np.asarray(np.clip(levels.astype(np.int64), self.qmin, self.qmax), np.int64)
 
     @property
     def scale(self) -> float:
         """Output units for one unit of the sum."""
         return self.x.scale / (self.y.scale * self.count)
 
+    def ambiguous(self) -> int:
+        """Reachable sums at which onnxruntime's float32 arithmetic may round either way."""
+        if self.rule == "image":
+            return 0
+        acc = np.arange(-128 * self.count, 127 * self.count + 1)
+        real = (acc - self.count * self.x.zero_point) * self.scale
+        inside = (real + self.y.zero_point > self.qmin - 1) & (
+            real + self.y.zero_point < self.qmax + 1
+        )
+        near = np.abs(real - np.floor(real) - 0.5) < _NOISE
+        return int(np.count_nonzero(near & inside))
+
 
 @dataclass(frozen=True, eq=False)
 class AveragePool2dAttrs:
-    """The window, whether padding counts, and the requantization for every count that occurs."""
+    """The window, whether padding counts, and the requantization for every count that occurs.
+
+    ``ambiguous`` counts the sums, over all counts, at which the oracle may round either way.
+    """
 
     window: Window
     count_include_pad: bool
     x: QuantParams
     qmin: int
     qmax: int
+    rule: MeanRule
     requants: tuple[tuple[int, Requant], ...] = ()
+    ambiguous: int = 0
 
     def __str__(self) -> str:
-        return f"window={self.window} include_pad={self.count_include_pad}"
+        return f"window={self.window} include_pad={self.count_include_pad} rule={self.rule}"
 
 
 class AveragePool2d(Operator):
@@ -104,13 +142,14 @@ class AveragePool2d(Operator):
         if y is None:
             raise InvalidGraphError(f"'{node.name}' has no output quantization")
         rows, columns = counts_of(node)
-        requants = []
+        requants, ambiguous = [], 0
         for count in sorted({r * c for r in rows for c in columns}):
-            oracle = MeanOracle(count, a.x, y, a.qmin, a.qmax)
+            oracle = MeanOracle(count, a.x, y, a.qmin, a.qmax, a.rule)
+            ambiguous += oracle.ambiguous()
             low, high = np.array([-128 * count]), np.array([127 * count])
             stair = build_staircase(oracle, low, high, a.qmin, a.qmax)
             requants.append((count, synthesize(stair, np.array([oracle.scale]))))
-        return replace(a, requants=tuple(requants))
+        return replace(a, requants=tuple(requants), ambiguous=ambiguous)
 
 
 def attrs_of(node: Node) -> AveragePool2dAttrs:
@@ -190,8 +229,13 @@ def lower_mean(emitter: Emitter, island: Island, node: Node) -> Value | None:
     if window is None or window.dilation_hw != (1, 1):
         emitter.refuse("TQ203", node, f"rank {rank} or dilations", "Use 1 or 2 spatial dimensions.")
         return None
+    whole = window.kernel_hw == ((1,) * (4 - rank) + x.type.shape[2:]) and not any(window.pads)
     attrs = AveragePool2dAttrs(
-        window, bool(node.attrs.get("count_include_pad", 0)), source.quant, *limits
+        window,
+        bool(node.attrs.get("count_include_pad", 0)),
+        source.quant,
+        *limits,
+        rule="image" if whole else "window",
     )
     nhwc = to_nhwc(emitter, node.name, x)
     shape = node.output.type.shape
@@ -224,7 +268,8 @@ def _lower_reduction(
         window = Window((1, reduced), (1, reduced), (1, 1), (0, 0, 0, 0))
     else:
         window = Window(shape[2:4], shape[2:4], (1, 1), (0, 0, 0, 0))
-    attrs = AveragePool2dAttrs(window, False, quant, *limits)
+    rule: MeanRule = "image" if node.op == "GlobalAveragePool" else "axes"
+    attrs = AveragePool2dAttrs(window, False, quant, *limits, rule=rule)
     pooled = (1, outer, 1, inner)
     y = emitter.emit(
         "average_pool2d", node.name, (x,), island.output_type.with_shape(pooled), attrs

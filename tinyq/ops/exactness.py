@@ -29,6 +29,7 @@ class Exactness:
     mismatches: int = 0
     max_abs: int = 0
     fixes: int = 0
+    ambiguous: int = 0
 
     @property
     def differing(self) -> int:
@@ -63,6 +64,7 @@ def exactness_of(node: Node) -> Exactness:
         sum(differing) if differing else mismatches,
         max(p.max_abs for p in proofs),
         0 if differing else fixes,
+        int(getattr(attrs, "ambiguous", 0)),
     )
 
 
