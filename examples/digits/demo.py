@@ -2,8 +2,8 @@
 
     python examples/digits/demo.py [--target cortex-m4] [--out out/digits]
 
-Trains a small CNN on the 8x8 scans that come with scikit-learn, quantizes it after training, exports
-ONNX, compiles it to C and runs every held-out digit on an emulated core. Takes under a minute.
+Trains a small CNN on the 8x8 scans that come with scikit-learn, quantizes it after training, writes
+ONNX, compiles that to C and runs every held-out digit on an emulated core. Takes under a minute.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def main() -> int:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
-    console.print(f"The C code is in {folder}; verify it again: tinyq verify {folder}")
+    console.print(f"The C code is in {folder}; again: tinyq verify {folder}", soft_wrap=True)
     return 0 if report.equal else 1
 
 
