@@ -11,11 +11,11 @@ import numpy.typing as npt
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops import linear
 from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
-from tinyq.ops.linear import LinearOracle
+from tinyq.ops.linear import LinearOracle, LinearRequant
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import Conv2dParams, RequantParams
 from tinyq.ops.windows import onnx_window
-from tinyq.quant import Requant, apply
+from tinyq.quant import FixedPointLinear
 from tinyq.target import Core
 
 
@@ -34,7 +34,12 @@ class Conv2dAttrs:
     x_zero_point: int
     oracle: LinearOracle
     scale: npt.NDArray[np.float64]
-    requant: Requant | None = None
+    requant: LinearRequant | None = None
+
+    @property
+    def is_fixed_point(self) -> bool:
+        """Whether the requantization is CMSIS-NN's own form."""
+        return isinstance(self.requant, FixedPointLinear)
 
     def __str__(self) -> str:
         return (
@@ -99,7 +104,7 @@ class Conv2d(Operator):
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Accumulate, then requantize."""
-        return (apply(linear.requant_of(node), self.accumulate(node, inputs[0])),)
+        return (linear.finish(node, self.accumulate(node, inputs[0])),)
 
     def synthesize(self, node: Node) -> Conv2dAttrs:
         """Attributes with the requantization found."""

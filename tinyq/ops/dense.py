@@ -11,10 +11,10 @@ import numpy.typing as npt
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops import linear
 from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
-from tinyq.ops.linear import LinearOracle
+from tinyq.ops.linear import LinearOracle, LinearRequant
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import DenseParams, RequantParams
-from tinyq.quant import Requant, apply
+from tinyq.quant import FixedPointLinear
 from tinyq.target import Core
 
 
@@ -27,7 +27,12 @@ class DenseAttrs:
 
     oracle: LinearOracle
     scale: npt.NDArray[np.float64]
-    requant: Requant | None = None
+    requant: LinearRequant | None = None
+
+    @property
+    def is_fixed_point(self) -> bool:
+        """Whether the requantization is CMSIS-NN's own form."""
+        return isinstance(self.requant, FixedPointLinear)
 
     def __str__(self) -> str:
         return linear.describe(self.requant)
@@ -55,7 +60,7 @@ class Dense(Operator):
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Accumulate, then requantize."""
-        return (apply(linear.requant_of(node), self.accumulate(node, inputs[0])),)
+        return (linear.finish(node, self.accumulate(node, inputs[0])),)
 
     def synthesize(self, node: Node) -> DenseAttrs:
         """Attributes with the requantization found."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tinyq.ir import InvalidGraphError, Node, Value
+from tinyq.ir import AnyArray, InvalidGraphError, Node, Value
 from tinyq.ops.base import PackedConstant
 from tinyq.ops.lowering import (
     ACTIVATION_HIGH,
@@ -18,10 +18,13 @@ from tinyq.ops.lowering import (
     Source,
 )
 from tinyq.quant import (
+    FixedPointLinear,
     OrtLinear,
     OrtMatMulFloatBias,
     Requant,
+    Rounding,
     accumulator_bounds,
+    apply,
     build_staircase,
     clamp_levels,
     ort_bias,
@@ -29,7 +32,8 @@ from tinyq.quant import (
     synthesize,
 )
 
-LinearOracle = OrtLinear | OrtMatMulFloatBias
+LinearOracle = OrtLinear | OrtMatMulFloatBias | FixedPointLinear
+LinearRequant = Requant | FixedPointLinear
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -269,13 +273,29 @@ def fits_accumulator(weights: Int64) -> bool:
     return int(largest) * -ACTIVATION_LOW <= _ACCUMULATOR_LIMIT
 
 
-def requantize(weights: Int64, oracle: LinearOracle, scale: npt.NDArray[np.float64]) -> Requant:
-    """Synthesise the integer requantization over every accumulator that ``weights`` can reach."""
+def requantize(
+    weights: Int64, oracle: LinearOracle, scale: npt.NDArray[np.float64]
+) -> LinearRequant:
+    """Synthesise the integer requantization over every accumulator that ``weights`` can reach.
+
+    A fixed-point oracle that rounds twice is its own requantization.
+    """
+    if isinstance(oracle, FixedPointLinear) and oracle.rounding is Rounding.TWICE:
+        return oracle
     low, high = accumulator_bounds(
         weights.reshape(len(weights), -1), ACTIVATION_LOW, ACTIVATION_HIGH
     )
     stair = build_staircase(oracle, low, high, oracle.qmin, oracle.qmax)
     return synthesize(stair, np.where(low == high, 1.0, scale))
+
+
+def finish(node: Node, acc: Int64) -> AnyArray:
+    """Outputs int8[..., C] (int16 where the range needs it) of raw accumulators int64[..., C]."""
+    requant = node.attrs.requant
+    if isinstance(requant, FixedPointLinear):
+        flat = acc.reshape(-1, acc.shape[-1])
+        return requant(flat.T).T.reshape(acc.shape).astype(np.int8)
+    return apply(requant_of(node), acc)
 
 
 def requant_of(node: Node) -> Requant:
@@ -296,10 +316,12 @@ def requant_constants(requant: Requant) -> tuple[PackedConstant, ...]:
     return (*constants, PackedConstant("shifts", shifts, "uint8_t"))
 
 
-def describe(requant: Requant | None) -> str:
+def describe(requant: LinearRequant | None) -> str:
     """One line on a requantization, for the text form."""
     if requant is None:
         return "requant=none"
+    if isinstance(requant, FixedPointLinear):
+        return f"requant=(rounded {requant.rounding.value} range=[{requant.qmin}, {requant.qmax}])"
     post = requant.post_shift if isinstance(requant.post_shift, int) else "per-channel"
     return (
         f"requant=(pre={requant.pre_shift} post={post} range=[{requant.qmin}, {requant.qmax}] "

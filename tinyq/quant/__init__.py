@@ -1,5 +1,6 @@
 """Integer arithmetic: requantization oracles, synthesis of its parameters, proof."""
 
+from tinyq.quant.fixed_point import FixedPointLinear, Rounding
 from tinyq.quant.requantize import (
     FIX_LIMIT,
     Fix,
@@ -23,11 +24,13 @@ from tinyq.quant.synthesis import synthesize
 __all__ = [
     "FIX_LIMIT",
     "Fix",
+    "FixedPointLinear",
     "Oracle",
     "OrtLinear",
     "OrtMatMulFloatBias",
     "Requant",
     "RequantProof",
+    "Rounding",
     "Staircase",
     "Ties",
     "accumulator_bounds",
