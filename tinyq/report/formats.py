@@ -41,7 +41,7 @@ def shape(values: Any) -> str:
 
 
 def shortened(text: str, width: int = 34) -> str:
-    """``text`` with its middle left out when it is longer than ``width``; ends tell layers apart."""
+    """``text`` without its middle when it is longer than ``width``; ends tell layers apart."""
     if len(text) <= width:
         return text
     head = (width - 1) // 3

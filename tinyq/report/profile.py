@@ -53,7 +53,7 @@ def _summary(profile: Profile) -> str:
 def hot_spots(profile: Profile) -> str:
     """The layers that together take most of the time, in a sentence."""
     order = sorted(profile.layers, key=lambda layer: -layer.instructions)[:3]
-    named = [f"{x.name} ({share(x.instructions, profile.instructions)})" for x in order]
+    named = [f"{shortened(x.name)} ({share(x.instructions, profile.instructions)})" for x in order]
     return f"Most time is spent in {', '.join(named)}." if named else ""
 
 
