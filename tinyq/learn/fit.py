@@ -120,7 +120,7 @@ def _epoch(
         value = loss(model(x.to(device)), y.to(device))
         if not bool(torch.isfinite(value)):
             found = "; ".join(map(str, diagnose(model))) or "nothing else was found"
-            raise error("TQ655", f"the loss is {float(value)}: {found}")
+            raise error("TQ655", f"the loss is {float(value.detach())}: {found}")
         optimizer.zero_grad()
         value.backward()
         if config.clip is not None:

@@ -9,6 +9,7 @@ levels around a weight, whatever these are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -147,9 +148,10 @@ def adaquant(
     """Train weights, biases and steps of each layer in turn against its float output, in place."""
     settings = config or ReconstructConfig(batch=50)
     prepared.eval()
+    reference = copy.deepcopy(prepared)
     for name, layer in quant_layers(prepared).items():
         segment = Segment.of(prepared, [name])
-        target, given = segment.data(inputs)
+        target, given = segment.data(inputs, reference)
         norms = [
             module_of(prepared, n)
             for n in segment.nodes
@@ -178,9 +180,10 @@ def correct_bias(prepared: fx.GraphModule, inputs: Tensor) -> None:
     Layers in order, each seeing what the corrections before it made.
     """
     prepared.eval()
+    reference = copy.deepcopy(prepared)
     for name, layer in quant_layers(prepared).items():
         segment = Segment.of(prepared, [name], activation=False)
-        target, given = segment.data(inputs)
+        target, given = segment.data(inputs, reference)
         dims = [d for d in range(target.dim()) if d != 1]
         error_mean = (target - segment.run(given)).mean(dims)
         norm = module_of(prepared, segment.end)
@@ -266,9 +269,17 @@ class Segment:
         return Segment(model, inner, tuple(given), end)
 
     @torch.no_grad()
-    def data(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Output of the float network, and what the quantized one gives to the segment."""
-        target = _values(self.model, x, (self.end,), quantized=False)[0]
+    def data(
+        self, x: Tensor, reference: fx.GraphModule | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Output of the float network, and what the quantized one gives to the segment.
+
+        ``reference`` is a copy from before anything but rounding was changed: a method that moves
+        weights or biases would otherwise move its own targets.
+        """
+        plain = reference or self.model
+        (end,) = [n for n in plain.graph.nodes if n.name == self.end.name]
+        target = _values(plain, x, (end,), quantized=False)[0]
         return target, _values(self.model, x, self.given, quantized=True)
 
     def run(self, values: Sequence[Tensor]) -> Tensor:
