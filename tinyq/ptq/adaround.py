@@ -47,7 +47,10 @@ def learn_rounding(
     floor = np.clip(np.floor(w / s), -levels, levels)
     ceiling = np.clip(floor + 1, -levels, levels)
     nearest = np.clip(np.rint(w / s), -levels, levels)
-    soft = _relax(w / s, floor, s, target, moments.second, iterations)
+    scaled, low, step, wanted, second = (
+        a.astype(np.float32) for a in (w / s, floor, s, target, moments.second)
+    )
+    soft = _relax(scaled, low, step, wanted, second, iterations)
     best, best_error = nearest, np.inf
     for start in (nearest, np.where(soft >= 0.5, ceiling, floor)):
         polished = _flip(start, floor, ceiling, s, target, moments.second)
@@ -73,7 +76,7 @@ def _error(q: Doubles, target: Doubles, second: Doubles) -> Doubles:
     return error
 
 
-def _stretched(v: Doubles) -> tuple[Doubles, Doubles]:
+def _stretched(v: Floats) -> tuple[Floats, Floats]:
     sigmoid = 1 / (1 + np.exp(-v))
     h = sigmoid * (_ZETA - _GAMMA) + _GAMMA
     slope = np.where((h > 0) & (h < 1), sigmoid * (1 - sigmoid) * (_ZETA - _GAMMA), 0.0)
@@ -81,14 +84,17 @@ def _stretched(v: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def _relax(
-    scaled: Doubles,
-    floor: Doubles,
-    s: Doubles,
-    target: Doubles,
-    second: Doubles,
+    scaled: Floats,
+    floor: Floats,
+    s: Floats,
+    target: Floats,
+    second: Floats,
     iterations: int,
-) -> Doubles:
-    """Soft choices h [groups, O, K] after Adam."""
+) -> Floats:
+    """Soft choices h [groups, O, K] after Adam.
+
+    In float32, which halves the time: the choices are made hard and polished in float64 later.
+    """
     fraction = np.clip(scaled - floor, 0.0, 1.0)
     v = -np.log((_ZETA - _GAMMA) / (np.clip(fraction, 0.01, 0.99) - _GAMMA) - 1)
     # The error is measured in units of what rounding every weight at random would cost, so that
