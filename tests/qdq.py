@@ -110,9 +110,7 @@ class Qdq:
 
     def model(self) -> onnx.ModelProto:
         """The model; the types of its outputs are inferred where a standard operator makes them."""
-        graph = helper.make_graph(
-            self.nodes, "test", self.inputs, self.outputs, self.constants
-        )
+        graph = helper.make_graph(self.nodes, "test", self.inputs, self.outputs, self.constants)
         imports = [helper.make_opsetid("", self.opset)]
         if any(node.domain == "com.microsoft" for node in self.nodes):
             imports.append(helper.make_opsetid("com.microsoft", 1))

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyq.ir import AnyArray, Node, Value
-from tinyq.ops.lowering import Island
+from tinyq.ir import AnyArray, DType, Node, Value
+from tinyq.ops.lowering import Island, QuantizedConstant
 
 _INTEGER_KERNELS = "session.qdqisint8allowed"
 
@@ -43,10 +43,27 @@ class IslandEvaluator:
 
     def __call__(self, island: Island, inputs: Sequence[AnyArray], optimise: bool) -> AnyArray:
         """Output integers (int8, re-based) for int8 ``inputs``, one a source."""
-        model = _model(island, inputs, self.opset)
-        feeds = {f"x{k}": array for k, array in enumerate(inputs)}
+        stored = [
+            _stored(array, source.stored)
+            for array, source in zip(inputs, island.sources.values(), strict=True)
+        ]
+        model = _model(island, stored, self.opset)
+        feeds = {f"x{k}": array for k, array in enumerate(stored)}
         (result,) = session(model, optimise).run(None, feeds)
-        return np.asarray(result)
+        return _rebased(np.asarray(result))
+
+
+def _stored(array: AnyArray, dtype: DType) -> AnyArray:
+    """int8 integers of the compiler as the model has them."""
+    if dtype is not DType.UINT8:
+        return array
+    return (array.astype(np.int16) + 128).astype(np.uint8)
+
+
+def _rebased(array: AnyArray) -> AnyArray:
+    if array.dtype != np.uint8:
+        return array
+    return (array.astype(np.int16) - 128).astype(np.int8)
 
 
 def _model(island: Island, inputs: Sequence[AnyArray], opset: int) -> bytes:
@@ -55,9 +72,11 @@ def _model(island: Island, inputs: Sequence[AnyArray], opset: int) -> bytes:
 
     builder = _Builder()
     for k, (value, source) in enumerate(island.sources.items()):
-        builder.dequantize(f"x{k}", source.quant.scale, source.quant.zero_point, value.name)
+        quant, shift = source.quant, _shift(source.stored)
+        zero = np.asarray(quant.zero_point + shift, source.stored.numpy)
+        builder.dequantize(f"x{k}", np.asarray(quant.scale, np.float32), zero, value.name)
     for value, constant in island.constants.items():
-        builder.constant(value.name, constant.real())
+        builder.quantized(value.name, constant)
     for node in island.nodes:
         builder.node(node)
     builder.quantize(island)
@@ -65,15 +84,21 @@ def _model(island: Island, inputs: Sequence[AnyArray], opset: int) -> bytes:
         builder.nodes,
         "island",
         [
-            helper.make_tensor_value_info(f"x{k}", onnx.TensorProto.INT8, array.shape)
+            helper.make_tensor_value_info(
+                f"x{k}", helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+            )
             for k, array in enumerate(inputs)
         ],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.INT8, None)],
+        [helper.make_empty_tensor_value_info("y")],
         builder.constants,
     )
     imports = [helper.make_opsetid("", opset)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     return bytes(model.SerializeToString())
+
+
+def _shift(stored: DType) -> int:
+    return 128 if stored is DType.UINT8 else 0
 
 
 class _Builder:
@@ -89,28 +114,44 @@ class _Builder:
             self.known.add(name)
             self.constants.append(numpy_helper.from_array(np.asarray(array), name))
 
-    def _parameters(self, prefix: str, scale: float, zero_point: int) -> list[str]:
-        self.constant(f"{prefix}:scale", np.asarray(scale, np.float32))
-        self.constant(f"{prefix}:zero", np.asarray(zero_point, np.int8))
+    def _parameters(self, prefix: str, scale: AnyArray, zero_point: AnyArray) -> list[str]:
+        self.constant(f"{prefix}:scale", scale)
+        self.constant(f"{prefix}:zero", zero_point)
         return [f"{prefix}:scale", f"{prefix}:zero"]
 
-    def dequantize(self, source: str, scale: float, zero_point: int, result: str) -> None:
+    def dequantize(
+        self, source: str, scale: AnyArray, zero_point: AnyArray, result: str, axis: int = 1
+    ) -> None:
         from onnx import helper
 
         inputs = [source, *self._parameters(source, scale, zero_point)]
-        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [result]))
+        attributes = {"axis": axis} if scale.ndim else {}
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [result], **attributes))
+
+    def quantized(self, name: str, constant: QuantizedConstant) -> None:
+        """A constant as the model has it: integers, so that integer kernels take it."""
+        quant, dtype = constant.quant, constant.dtype.numpy
+        self.constant(f"{name}:int", constant.integers.astype(dtype))
+        zeros, scales = np.asarray(quant.zero_points, dtype), quant.scale_array()
+        if quant.axis is None:
+            scales, zeros = scales.reshape(()), zeros.reshape(())
+        self.dequantize(f"{name}:int", scales, zeros, name, quant.axis or 0)
 
     def quantize(self, island: Island) -> None:
         from onnx import helper
 
         last = island.quantize.input(0).name
-        inputs = [last, *self._parameters("y", island.quant.scale, island.quant.zero_point)]
+        stored = DType.UINT8 if island.rebased else DType.INT8
+        shift = _shift(stored)
+        zero = np.asarray(island.quant.zero_point + shift, stored.numpy)
+        scale = np.asarray(island.quant.scale, np.float32)
+        inputs = [last, *self._parameters("y", scale, zero)]
         narrow = island.qmin > -128 or island.qmax < 127
         out = "y:wide" if narrow else "y"
         self.nodes.append(helper.make_node("QuantizeLinear", inputs, [out]))
         if narrow:
-            self.constant("y:min", np.asarray(island.qmin, np.int8))
-            self.constant("y:max", np.asarray(island.qmax, np.int8))
+            self.constant("y:min", np.asarray(island.qmin + shift, stored.numpy))
+            self.constant("y:max", np.asarray(island.qmax + shift, stored.numpy))
             self.nodes.append(helper.make_node("Clip", [out, "y:min", "y:max"], ["y"]))
 
     def node(self, node: Node) -> None:

@@ -24,16 +24,16 @@ from tinyq.ops.binary import (
     INLINE_FIXES,
     Fixes,
     Pairs,
-    all_pairs,
     apply_fixes,
     broadcast_shape,
     computed_first,
     fix_constants,
     inline_fixes,
     loops_of,
-    operands,
     pair_fixes,
+    read_pair,
 )
+from tinyq.ops.fixed_point import FixedPointAttrs
 from tinyq.ops.lowering import Emitter, Island, Source
 from tinyq.ops.params import AddParams
 from tinyq.target import Core
@@ -87,6 +87,8 @@ class Add(Operator):
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Weigh, add, shift, clamp."""
+        if isinstance(node.attrs, FixedPointAttrs):
+            return (node.attrs.compute(inputs),)
         attrs = _attrs(node)
         a, b = (x.astype(np.int64) for x in inputs)
         levels = apply_fixes(attrs.levels(a, b), a, b, attrs.fixes)
@@ -101,11 +103,10 @@ def _attrs(node: Node) -> AddAttrs:
 
 def lower_add(emitter: Emitter, island: Island, node: Node) -> Value | None:
     """Add or Sub of two activations, or of one and a quantized constant tensor."""
-    found = operands(emitter, island, node)
-    if found is None:
+    pair = read_pair(emitter, island, node)
+    if pair is None:
         return None
-    (_, a), (_, b) = found
-    wanted = all_pairs(emitter, island)
+    a, b, wanted = pair.a, pair.b, pair.wanted
     attrs = synthesize_add(wanted, island, a, b, -1 if node.op == "Sub" else 1)
     if attrs is None:
         emitter.refuse(
@@ -114,11 +115,11 @@ def lower_add(emitter: Emitter, island: Island, node: Node) -> Value | None:
         )  # fmt: skip
         return None
     if computed_first(a.value, b.value):
-        pair = (a.value, b.value)
+        values = (a.value, b.value)
     else:
-        pair = (b.value, a.value)
+        values = (b.value, a.value)
         attrs = attrs.swapped()
-    return emitter.emit("add", island.name, pair, island.output_type, attrs)
+    return emitter.emit("add", island.name, values, island.output_type, attrs)
 
 
 def synthesize_add(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -38,14 +40,22 @@ def broadcast_shape(node: Node) -> tuple[int, ...]:
         raise InvalidGraphError(f"{node.op} '{node.name}': shapes do not broadcast") from None
 
 
-def operands(
-    emitter: Emitter, island: Island, node: Node
-) -> tuple[tuple[Value, Source], tuple[Value, Source]] | None:
+@dataclass(frozen=True, eq=False)
+class PairIsland:
+    """An island of two operands in the order of its operator, and what it gives for every pair."""
+
+    island: Island
+    a: Source
+    b: Source
+    wanted: Pairs
+
+
+def read_pair(emitter: Emitter, island: Island, node: Node) -> PairIsland | None:
     """The two operands as integers; quantized constants become constant tensors.
 
     None after refusing a node that computes from another float operator's result.
     """
-    found = []
+    found: dict[Value, Source] = {}
     for value in (node.input(0), node.input(1)):
         source = island.sources.get(value)
         constant = island.constants.get(value)
@@ -54,15 +64,19 @@ def operands(
             integers = constant.integers - shift
             quant = QuantParams.per_tensor(constant.quant.scale, constant.quant.zero_point - shift)
             data = emitter.constant(f"{node.name}:constant", integers.astype(np.int8), quant)
-            source = Source(data, quant)
+            source = Source(data, quant, constant.dtype)
         if source is None:
             emitter.refuse(
                 "TQ202", node, f"its operand '{value.name}' is not quantized",
                 "Quantize every operand: QuantizeLinear and DequantizeLinear before the operator.",
             )  # fmt: skip
             return None
-        found.append((value, source))
-    return found[0], found[1]
+        found[value] = source
+    a, b = found.values()
+    # The oracle computes with the constant as another input: in the same kernel, for every value.
+    constants = {v: c for v, c in island.constants.items() if v not in found}
+    varied = replace(island, sources=found, constants=constants)
+    return PairIsland(varied, a, b, all_pairs(emitter, varied))
 
 
 def computed_first(a: Value, b: Value) -> bool:
@@ -80,9 +94,7 @@ def all_pairs(emitter: Emitter, island: Island) -> Pairs:
 def pair_fixes(wanted: Pairs, levels: Pairs, qmin: int, qmax: int) -> Fixes:
     """The pairs at which clamped ``levels`` differ from ``wanted``, with what mends them."""
     wrong = np.argwhere(np.clip(levels, qmin, qmax) != wanted)
-    return tuple(
-        (int(CODES[i]), int(CODES[j]), int(wanted[i, j] - levels[i, j])) for i, j in wrong
-    )
+    return tuple((int(CODES[i]), int(CODES[j]), int(wanted[i, j] - levels[i, j])) for i, j in wrong)
 
 
 def apply_fixes(

@@ -10,7 +10,7 @@ import numpy as np
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops.add import constant_operands, same_size_inputs
 from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
-from tinyq.ops.binary import CODES, all_pairs, broadcast_shape, computed_first, loops_of, operands
+from tinyq.ops.binary import CODES, broadcast_shape, computed_first, loops_of, read_pair
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.lut import LutAttrs, all_codes
 from tinyq.ops.params import ExtremumParams
@@ -52,12 +52,13 @@ def lower_extremum(emitter: Emitter, island: Island, node: Node) -> Value | None
 
     Rounding is monotone, so the maximum of the requantized is the requantized maximum.
     """
-    found = operands(emitter, island, node) if len(node.inputs) == 2 else None
-    if found is None:
-        if len(node.inputs) != 2:
-            emitter.refuse("TQ203", node, f"{len(node.inputs)} operands", "Two are supported.")
+    if len(node.inputs) != 2:
+        emitter.refuse("TQ203", node, f"{len(node.inputs)} operands", "Two are supported.")
         return None
-    wanted = all_pairs(emitter, island)
+    pair = read_pair(emitter, island, node)
+    if pair is None:
+        return None
+    wanted = pair.wanted
     # Against the other operand's far end, a maximum is its own operand alone.
     far = 0 if node.op == "Max" else 255
     tables = (wanted[:, far], wanted[far, :])
@@ -66,7 +67,7 @@ def lower_extremum(emitter: Emitter, island: Island, node: Node) -> Value | None
         emitter.refuse("TQ203", node, "the operands' scales are too far apart")
         return None
     operands_ = []
-    for k, ((_, source), table) in enumerate(zip(found, tables, strict=True)):
+    for k, (source, table) in enumerate(zip((pair.a, pair.b), tables, strict=True)):
         value = source.value
         if not np.array_equal(table, CODES):
             row = np.zeros((1, 256), np.int8)

@@ -22,10 +22,14 @@ ACTIVATION_LOW, ACTIVATION_HIGH = -128, 127
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An activation that an island reads: its integers and what they stand for."""
+    """An activation that an island reads: its integers and what they stand for.
+
+    ``stored`` is its type in the model; for uint8, ``value`` and ``quant`` are re-based.
+    """
 
     value: Value
     quant: QuantParams
+    stored: DType
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,7 @@ class QuantizedConstant:
 def along_axis(values: AnyArray, axis: int | None, rank: int) -> Any:
     """``values`` [n] shaped to broadcast along ``axis`` of an array of ``rank`` dimensions."""
     if values.size == 1 or axis is None:
-        return values.reshape(())if values.size == 1 else values
+        return values.reshape(()) if values.size == 1 else values
     shape = [1] * rank
     shape[axis] = -1
     return values.reshape(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -87,9 +88,10 @@ def lower_unary(emitter: Emitter, island: Island, node: Node) -> Value | None:
         )  # fmt: skip
         return None
     axis = varying[0] if varying else rank - 1
-    shape = [1] * (rank + 1)
-    shape[0] = 256
-    codes = np.broadcast_to(all_codes().reshape(shape), (256, *_evaluated(island, varying)))
+    sizes = _evaluated(island, varying)
+    # The first axis, where it is free, holds the codes: BatchNormalization counts axes from it.
+    sizes = (256, *(sizes[1:] if rank and 0 not in varying else sizes))
+    codes = np.broadcast_to(all_codes().reshape(256, *[1] * (len(sizes) - 1)), sizes)
     outputs = np.asarray(island_outputs(emitter, island, codes)).reshape(256, -1)
     table = np.ascontiguousarray(outputs.T)
     if (table == table[0]).all():
@@ -119,9 +121,7 @@ def _varying_axes(island: Island, rank: int) -> list[int]:
 
 
 def _evaluated(island: Island, varying: list[int]) -> tuple[int, ...]:
-    return tuple(
-        size if axis in varying else 1 for axis, size in enumerate(island.output_shape)
-    )
+    return tuple(size if axis in varying else 1 for axis, size in enumerate(island.output_shape))
 
 
 class LutS8(Kernel):
@@ -130,14 +130,13 @@ class LutS8(Kernel):
     name: ClassVar[str] = "lut_s8"
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Possible when the channels are the last axis."""
+        """Always possible."""
         table, x = node.input(1).array, node.input(0).type
-        rank = len(x.shape)
-        if len(table) > 1 and _axis(node) % rank != rank - 1:
-            return "the channels are not the last axis"
+        inner = math.prod(x.shape[_axis(node) % len(x.shape) + 1 :]) if len(table) > 1 else 1
         params = LutParams(
-            x.elements, len(table), f"{x.dtype.value}_t", f"{node.output.type.dtype.value}_t"
-        )
+            x.elements, len(table), f"{x.dtype.value}_t", f"{node.output.type.dtype.value}_t",
+            inner,
+        )  # fmt: skip
         return KernelCall(
             self.name,
             "ops/lut_s8.c.j2",

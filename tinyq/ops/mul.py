@@ -17,16 +17,16 @@ from tinyq.ops.binary import (
     INLINE_FIXES,
     Fixes,
     Pairs,
-    all_pairs,
     apply_fixes,
     broadcast_shape,
     computed_first,
     fix_constants,
     inline_fixes,
     loops_of,
-    operands,
     pair_fixes,
+    read_pair,
 )
+from tinyq.ops.fixed_point import FixedPointAttrs
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import MulParams
 from tinyq.quant import Requant, Staircase, synthesize
@@ -70,6 +70,8 @@ class Mul(Operator):
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Multiply, requantize, clamp."""
+        if isinstance(node.attrs, FixedPointAttrs):
+            return (node.attrs.compute(inputs),)
         attrs = _attrs(node)
         a, b = (x.astype(np.int64) for x in inputs)
         levels = apply_fixes(attrs.levels(a, b), a, b, attrs.fixes)
@@ -84,11 +86,10 @@ def _attrs(node: Node) -> MulAttrs:
 
 def lower_mul(emitter: Emitter, island: Island, node: Node) -> Value | None:
     """Mul of two activations, or of one and a quantized constant tensor."""
-    found = operands(emitter, island, node)
-    if found is None:
+    pair = read_pair(emitter, island, node)
+    if pair is None:
         return None
-    (_, a), (_, b) = found
-    wanted = all_pairs(emitter, island)
+    a, b, wanted = pair.a, pair.b, pair.wanted
     scale = a.quant.scale * b.quant.scale / island.quant.scale
     attrs = synthesize_mul(wanted, scale, a.quant.zero_point, b.quant.zero_point)
     if attrs is None:
@@ -98,11 +99,11 @@ def lower_mul(emitter: Emitter, island: Island, node: Node) -> Value | None:
         )  # fmt: skip
         return None
     if computed_first(a.value, b.value):
-        pair = (a.value, b.value)
+        values = (a.value, b.value)
     else:
-        pair = (b.value, a.value)
+        values = (b.value, a.value)
         attrs = attrs.swapped()
-    return emitter.emit("mul", island.name, pair, island.output_type, attrs)
+    return emitter.emit("mul", island.name, values, island.output_type, attrs)
 
 
 def synthesize_mul(wanted: Pairs, scale: float, a_zero: int, b_zero: int) -> MulAttrs | None:

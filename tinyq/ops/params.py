@@ -88,13 +88,14 @@ class LutParams:
     """``ops/lut_s8.c.j2``: y = table[channel][(uint8_t)x]; constant: ``y_type`` [channels, 256].
 
     Entry 0 is for x = 0, 127 for 127, 128 for -128, 255 for -1 (for uint8 inputs simply x). The
-    channel is the index along the last axis; ``elements`` is a multiple of ``channels``.
+    tensor is [elements / (channels * inner), channels, inner].
     """
 
     elements: int
     channels: int = 1
     x_type: str = "int8_t"
     y_type: str = "int8_t"
+    inner: int = 1
 
 
 @dataclass(frozen=True)

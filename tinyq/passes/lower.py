@@ -384,7 +384,7 @@ class _Lowering:
         if found is None or rebased is None or not quant.is_per_tensor:
             self.emitter.refuse("TQ204", node, f"the activation '{stored.name}' ({dtype.value})")
             return False
-        sources[node.output] = Source(found, rebased)
+        sources[node.output] = Source(found, rebased, dtype)
         return True
 
     def _refuse_unknown(self) -> None:
