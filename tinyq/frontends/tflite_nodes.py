@@ -25,6 +25,7 @@ class OnnxWriter:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self._count = 0
+        self._named: set[str] = set()
 
     # --- values -----------------------------------------------------------------------------------
 
@@ -36,7 +37,7 @@ class OnnxWriter:
     def constant(self, array: AnyArray, base: str = "constant") -> str:
         """An initializer."""
         name = self.fresh(base)
-        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self.constants[name] = numpy_helper.from_array(np.array(array), name)
         return name
 
     def integers(self, tensor: Tensor) -> str:
@@ -49,8 +50,11 @@ class OnnxWriter:
     def emit(
         self, op: str, inputs: Sequence[str], output: str, name: str = "", **attributes: object
     ) -> str:
-        """A node of one output, whose name is returned."""
-        node = helper.make_node(op, list(inputs), [output], name=name or output, **attributes)
+        """A node of one output, whose name is returned; the first to ask for a name gets it."""
+        wanted = name or output
+        named = wanted if wanted not in self._named else self.fresh(wanted)
+        self._named.add(named)
+        node = helper.make_node(op, list(inputs), [output], name=named, **attributes)
         self.nodes.append(node)
         return output
 
