@@ -334,6 +334,8 @@ def add_depthwise(program: Program, case: Conv, rng: np.random.Generator, varian
             pt=case.pads[0], pl=case.pads[1], in_zp=case.zp, unroll=case.unroll or 4, fixes=fixes,
             in_place=bool(case.in_place), **shifts,
         )  # fmt: skip
+        program.functions[f"{fn}_case"] = _IGNORES_SCRATCH.replace("FN", fn)
+        fn += "_case"
         name = f"{variant}_{case.name}"
         program.case(name, fn, x, weight.ravel(), requant, expected, 4, case.in_place)
         return
@@ -348,6 +350,13 @@ def add_depthwise(program: Program, case: Conv, rng: np.random.Generator, varian
         f"{variant}_{case.name}", fn, x, weight.ravel(), requant, expected, scratch, case.in_place
     )
 
+
+_IGNORES_SCRATCH = """
+static void FN_case(const int8_t *x, int8_t *y, const int8_t *w, const tinyq_requant_t *rq, void *scratch) {
+    (void)scratch;
+    FN(x, y, w, rq);
+}
+"""
 
 _PRELUDE = r"""
 #define ALIGNED __attribute__((aligned(16)))

@@ -81,12 +81,19 @@ def read_callgraph(
     behind = _next_labels(functions)
     for path in sorted(ci_files):
         _read_ci(path.read_text(encoding="utf-8"), graph)
+    for name in graph.frames:
+        body = functions.get(name.rsplit(":", 1)[-1], [])
+        if sum(instruction.mnemonic.startswith("push") for instruction in body) > 1:
+            # Inline assembly may push too, of which the compiler's figure knows nothing.
+            graph.frames[name] = max(graph.frames[name], _from_code(name, body)[0])
     waiting = {callee for callees in graph.calls.values() for callee in callees}
     while waiting:
         name = waiting.pop()
         if name in graph.frames or name == _INDIRECT:
             continue
-        label = name if name in functions else names.get(aliases.get(name, -1) & ~1, "")
+        # Of two static functions with the same code the compiler describes one.
+        symbol = name.rsplit(":", 1)[-1]
+        label = symbol if symbol in functions else names.get(aliases.get(symbol, -1) & ~1, "")
         if not functions.get(label):
             continue
         graph.frames[name], graph.calls[name] = _from_code(label, functions[label])

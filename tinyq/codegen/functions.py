@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from tinyq.codegen.environment import render
-from tinyq.ops.base import KernelCall
+from tinyq.ops.base import NamedParams
 from tinyq.select import Layer
 
 _PLACEHOLDER = "tinyq_fn_placeholder"
@@ -20,46 +21,74 @@ class Function:
     text: str
 
 
-def render_functions(layers: Sequence[Layer]) -> tuple[list[Function], list[str | None]]:
-    """Functions in order of first use, and the name each layer calls (None for an alias).
+class _Texts:
+    """Different texts of each kernel, numbered in order of first use."""
 
-    A kernel that occurs with one text is called ``tinyq_<kernel>``; with several they are numbered
-    from 1.
+    def __init__(self) -> None:
+        self._numbers: dict[str, dict[str, int]] = {}
+        self.order: list[tuple[str, int]] = []
+
+    def add(self, kernel: str, text: str) -> tuple[str, int]:
+        """Key of the function with this text."""
+        variants = self._numbers.setdefault(kernel, {})
+        if text not in variants:
+            variants[text] = len(variants)
+            self.order.append((kernel, variants[text]))
+        return kernel, variants[text]
+
+    def functions(self) -> dict[tuple[str, int], Function]:
+        """The named functions: ``tinyq_<kernel>``, numbered from 1 when there are several."""
+        made = {}
+        for kernel, number in self.order:
+            variants = self._numbers[kernel]
+            name = f"tinyq_{kernel}" if len(variants) == 1 else f"tinyq_{kernel}_{number + 1}"
+            text = list(variants)[number].replace(_PLACEHOLDER, name)
+            made[kernel, number] = Function(name, text)
+        return made
+
+
+def render_functions(layers: Sequence[Layer]) -> tuple[list[Function], list[str | None]]:
+    """Functions in order of definition, and the name each layer calls (None for an alias).
+
+    Inner functions come first. A kernel that occurs with one text is called ``tinyq_<kernel>``;
+    with several they are numbered from 1.
     """
-    texts: dict[str, list[str]] = {}
-    order: list[tuple[str, int]] = []
-    used: list[tuple[str, int] | None] = []
     rendered: dict[object, str] = {}
-    for layer in layers:
-        if layer.call.alias:
+    inner, outer = _Texts(), _Texts()
+    keys = [
+        [(c.role, inner.add(c.kernel, _render(c.template, c.params, {}, rendered)))
+         for c in layer.call.cores]
+        for layer in layers
+    ]  # fmt: skip
+    cores = inner.functions()
+    used: list[tuple[str, int] | None] = []
+    for layer, roles in zip(layers, keys, strict=True):
+        call = layer.call
+        if call.alias:
             used.append(None)
             continue
-        text = _render(layer.call, rendered)
-        variants = texts.setdefault(layer.call.kernel, [])
-        if text not in variants:
-            variants.append(text)
-            order.append((layer.call.kernel, len(variants) - 1))
-        used.append((layer.call.kernel, variants.index(text)))
-    names = {key: _name(key[0], key[1], len(texts[key[0]])) for key in order}
-    functions = [
-        Function(names[key], texts[key[0]][key[1]].replace(_PLACEHOLDER, names[key]))
-        for key in order
-    ]
-    return functions, [None if key is None else names[key] for key in used]
+        names = {role: cores[key].name for role, key in roles}
+        used.append(outer.add(call.kernel, _render(call.template, call.params, names, rendered)))
+    functions = outer.functions()
+    return (
+        [*cores.values(), *functions.values()],
+        [None if key is None else functions[key].name for key in used],
+    )
 
 
-def _render(call: KernelCall, rendered: dict[object, str]) -> str:
-    """Text of a call's function; calls with equal parameters are rendered once."""
+def _render(
+    template: str, params: Any, names: Mapping[str, str], rendered: dict[object, str]
+) -> str:
+    """Text of a function; equal templates and parameters are rendered once."""
     key: object
     try:
-        key = (call.template, hash(call.params), call.params)
+        key = (template, hash(params), params, tuple(sorted(names.items())))
     except TypeError:  # parameters that hold arrays
         key = object()
     if key not in rendered:
-        text = render(call.template, fn=_PLACEHOLDER, p=call.params)
+        named = {}
+        if isinstance(params, NamedParams):
+            named = {field.name: getattr(params, field.name) for field in fields(params)}
+        text = render(template, fn=_PLACEHOLDER, p=params, **named, **names)
         rendered[key] = text.strip("\n") + "\n"
     return rendered[key]
-
-
-def _name(kernel: str, number: int, count: int) -> str:
-    return f"tinyq_{kernel}" if count == 1 else f"tinyq_{kernel}_{number + 1}"

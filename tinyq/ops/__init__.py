@@ -7,7 +7,11 @@ from tinyq.ops.average_pool2d import AveragePool2d
 from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, Registry
 from tinyq.ops.concat import Concat
 from tinyq.ops.conv2d import Conv2d
+from tinyq.ops.conv2d_dsp import Conv2dS8Dsp
 from tinyq.ops.dense import Dense
+from tinyq.ops.dense_dsp import DenseS8Dsp
+from tinyq.ops.depthwise_dsp import DepthwiseS8Dsp
+from tinyq.ops.dsp import COMPACT, FAST
 from tinyq.ops.extremum import Extremum
 from tinyq.ops.lut import Lut
 from tinyq.ops.matmul import MatMul
@@ -20,6 +24,10 @@ from tinyq.ops.resize_nearest import ResizeNearest
 from tinyq.ops.slice import Slice
 from tinyq.ops.softmax import Softmax
 from tinyq.ops.transpose import Transpose
+
+for _effort in (FAST, COMPACT):
+    Conv2d.kernels += (DepthwiseS8Dsp(_effort), Conv2dS8Dsp(_effort))
+    Dense.kernels += (DenseS8Dsp(_effort),)
 
 REGISTRY = Registry()
 for _operator in (

@@ -31,16 +31,52 @@ class PackedConstant:
     alignment: int = 4
 
 
+@dataclass(frozen=True)
+class NamedParams:
+    """Base of parameters whose fields the template reads by their plain names, without ``p``."""
+
+
+@dataclass(frozen=True, eq=False)
+class InnerFunction:
+    """A further C function that a kernel's own one calls: its inner part.
+
+    The name it gets in the generated file reaches the caller's template as the variable ``role``.
+    Layers whose cores have the same text share them, also where the callers differ.
+    """
+
+    role: str
+    kernel: str
+    template: str
+    params: Any
+
+
+@dataclass(frozen=True)
+class LibraryUse:
+    """Functions of a library of the user's that a kernel calls, and what its build must be like.
+
+    functions: entry points, by name. header: the one that declares them. rounding: ``once`` or
+    ``twice`` where the library's build decides how the kernel rounds, else empty. differing: how
+    many of ``examined`` accumulators (or pairs of operands) give another integer than the oracle.
+    """
+
+    library: str
+    functions: tuple[str, ...]
+    header: str
+    rounding: str = ""
+    differing: int = 0
+    examined: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class KernelCall:
     """A kernel made ready for one node: all that code generation and planning need.
 
-    The template renders one C function called ``fn`` from ``params`` (reachable as ``p``). It is
-    called with the node's non-constant inputs, its outputs, the ``constants`` in order, and, when
-    ``scratch_bytes`` is positive, a 16-byte aligned scratch pointer. Layers whose rendered text is
-    the same share the function. ``in_place`` lists the inputs (by index among the non-constant
-    ones) that the output may overlay exactly. ``alias`` marks a node that needs no code when its
-    output overlays its first input.
+    The template renders one C function called ``fn`` from ``params`` (reachable as ``p``); those of
+    ``cores`` come before it. It is called with the node's non-constant inputs, its outputs, the
+    ``constants`` in order, and, when ``scratch_bytes`` is positive, a 16-byte aligned scratch
+    pointer. Layers whose rendered text is the same share the function. ``in_place`` lists the
+    inputs (by index among the non-constant ones) that the output may overlay exactly. ``alias``
+    marks a node that needs no code when its output overlays its first input.
     """
 
     kernel: str
@@ -54,6 +90,8 @@ class KernelCall:
     alias: bool = False
     includes: tuple[str, ...] = ()
     reason: str = ""
+    library: LibraryUse | None = None
+    cores: tuple[InnerFunction, ...] = ()
 
     @property
     def constant_bytes(self) -> int:

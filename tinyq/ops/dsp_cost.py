@@ -169,3 +169,73 @@ def depthwise3x3s2_cost(out_hw: tuple[int, int], channels: int, unroll: int, end
     turns = ow // unroll if ow // unroll > 1 else 0
     row = ow * each + (3 * turns + 3 if turns else 0) + 4
     return 20 + channels * (oh * row + 34)
+
+
+def _finish_bytes(end: Epilogue) -> int:
+    """One output: shift, multiply, saturate, store, clamps (a compare, IT and move of 8 bytes)."""
+    return 12 + 4 * (end.pre_shift > 0) + 8 * (end.qmin > -128) + 8 * (end.qmax < 127)
+
+
+def matmul_bytes(channels: int, mode: MatmulMode, unroll: int, end: Epilogue) -> int:
+    """Code of matmul_s8_dsp.c.j2."""
+    pair = 4 * unroll * (_PAIR_STEP[mode] - 4) + 6 * _finish_bytes(end) + 24 * (mode == "mixed")
+    single = 4 * unroll * (_SINGLE_STEP[mode] - 4) + 3 * _finish_bytes(end)
+    return 90 + (pair if channels > 1 else 0) + (single if channels % 2 else 0)
+
+
+def matvec_bytes(channels: int, mode: MatmulMode, unroll: int, end: Epilogue) -> int:
+    """Code of matvec_s8_dsp.c.j2."""
+    lanes = [4] * (channels >= 4) + [2] * (channels % 4 >= 2) + [1] * (channels % 2)
+    each = [4 * unroll * _LANES_STEP[mode][n] + n * (_finish_bytes(end) + 8) + 30 for n in lanes]
+    return 70 + sum(each)
+
+
+def dense_bytes(inputs: int, channels: int, mode: MatmulMode, unroll: int, end: Epilogue) -> int:
+    """Code of dense_s8_dsp.c.j2 with its product."""
+    return 90 + matvec_bytes(channels, mode, unroll, end)
+
+
+def conv_bytes(shape: ConvShape, mode: MatmulMode, unroll: int, end: Epilogue) -> int:
+    """Code of conv_s8_dsp.c.j2 with its product."""
+    words = shape.run // 4
+    copied = min(words, 4 if shape.pointwise else 16) * (36 if shape.pointwise else 12)
+    rest = shape.runs * (shape.run % 4) * 6
+    code = 120 + copied + rest
+    code += 250 if shape.border_pixels else 0
+    code += 100 if shape.pixels % 3 else 0
+    return code + matmul_bytes(shape.channels_out // shape.groups, mode, unroll, end)
+
+
+def expand_bytes(width: int) -> int:
+    """Code of depthwise_s8_dsp.c.j2 without its channel."""
+    return 120 + (6 * width if width <= 32 else 60)
+
+
+def plane3x3_bytes(out_width: int, unroll: int, end: Epilogue) -> int:
+    """Code of plane3x3_s8_dsp.c.j2."""
+    pair = 60 + 2 * _finish_bytes(end)
+    return 110 + unroll * pair + (out_width % 2) * (36 + _finish_bytes(end))
+
+
+def plane_bytes(out_width: int, kernel_hw: tuple[int, int], stride_w: int, end: Epilogue) -> int:
+    """Code of plane_s8_dsp.c.j2 with its table."""
+    kh, kw = kernel_hw
+    words = kw // 2 + 1 if stride_w == 1 else (kw + 1) // 2
+    whole = kh * (4 + 24 * words) + 4 * _finish_bytes(end) if out_width >= 4 else 0
+    left = out_width % 4
+    tail = kh * (4 + 16 * words) + left * _finish_bytes(end) if left else 0
+    return 80 + whole + tail + kh * words * 20
+
+
+def planar_bytes(kernel_width: int) -> int:
+    """Code of the channel of depthwise_s8_dsp.c.j2, variant planar."""
+    return 110 + 10 * kernel_width
+
+
+def depthwise3x3s2_bytes(
+    out_hw: tuple[int, int], unroll: int, top: int, bottom: bool, end: Epilogue
+) -> int:
+    """Code of depthwise3x3s2_s8_dsp.c.j2."""
+    output = 64 + _finish_bytes(end)
+    row = 40 + output * (unroll + out_hw[1] % unroll + 2)
+    return 130 + row * (1 + (top > 0) + bottom)

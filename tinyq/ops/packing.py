@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 Int8 = npt.NDArray[np.int8]
 Int64 = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.int8] | npt.NDArray[np.int16]
+"""Weights of 16 bits need the mode ``wide``."""
+
 MatmulMode = Literal["plain", "mixed", "wide"]
 
 PIXELS_PER_BLOCK = 3
@@ -38,7 +41,7 @@ def gathers_rows(groups: int, kernel_width: int, dilation_width: int) -> bool:
     return groups == 1 and (dilation_width == 1 or kernel_width == 1)
 
 
-def allows_mixed(weight_oi: Int8) -> bool:
+def allows_mixed(weight_oi: Weights) -> bool:
     """True when the channel pairs of [O, K] weights fit the ``mixed`` layout.
 
     The odd channel's accumulator must stay within 24 bits for int8 inputs, and its byte must have
@@ -52,7 +55,7 @@ def allows_mixed(weight_oi: Int8) -> bool:
     return fits and bool(np.all(odd - (even < 0) >= -128))
 
 
-def pack_matmul(weight_oi: Int8, order: Int64, mode: MatmulMode) -> Int8:
+def pack_matmul(weight_oi: Weights, order: Int64, mode: MatmulMode) -> Int8:
     """Weights [O, K] as matmul_s8_dsp.c.j2 reads them, columns permuted by ``order``."""
     rows = np.where(order >= 0, weight_oi[:, np.maximum(order, 0)], 0).astype(np.int64)
     channels, k4 = rows.shape
@@ -68,7 +71,7 @@ def pack_matmul(weight_oi: Int8, order: Int64, mode: MatmulMode) -> Int8:
     return np.concatenate([part.ravel() for part in parts]).astype(np.int8)
 
 
-def pack_matvec(weight_oi: Int8, mode: MatmulMode) -> Int8:
+def pack_matvec(weight_oi: Weights, mode: MatmulMode) -> Int8:
     """Weights [O, K] as matvec_s8_dsp.c.j2 reads them: channels by four, then two, then one."""
     channels, inputs = weight_oi.shape
     padded = np.pad(weight_oi.astype(np.int64), ((0, 0), (0, -inputs % 4)))

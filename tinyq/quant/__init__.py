@@ -9,6 +9,7 @@ from tinyq.quant.requantize import (
     Ties,
     apply,
     prove,
+    raw_levels,
 )
 from tinyq.quant.rounding import (
     OrtLinear,
@@ -41,5 +42,6 @@ __all__ = [
     "ort_scale",
     "prove",
     "quantize_linear",
+    "raw_levels",
     "synthesize",
 ]

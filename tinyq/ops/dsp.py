@@ -1,0 +1,110 @@
+"""What the kernels for the DSP extension share: refusals, shifts, corrections, unrolling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from tinyq.ir import Node
+from tinyq.ops.base import PackedConstant, Refusal
+from tinyq.ops.dsp_cost import Epilogue
+from tinyq.ops.dsp_params import Correction, Corrections
+from tinyq.ops.packing import Int8, MatmulMode, Weights, allows_mixed
+from tinyq.quant import Requant, raw_levels
+from tinyq.target import Core
+
+INCLUDES = ("tinyq_dsp.h",)
+
+_SHORT_COLUMN = 12
+"""Columns up to this length multiply faster by int16 weights, at little cost of flash."""
+
+
+class Shifts(TypedDict):
+    """The scalars of a requantization by the names of the templates."""
+
+    pre_shift: int
+    post_shift: int
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much code a kernel may spend: ``suffix`` of its name, largest unrolled loop body."""
+
+    suffix: str
+    steps: int
+    outputs: int
+
+
+FAST = Effort("", 16, 6)
+COMPACT = Effort("_compact", 1, 1)
+
+
+def refuses(core: Core, requant: Requant) -> Refusal:
+    """Why no kernel of this kind can serve, or an empty text."""
+    if not core.dsp:
+        return "the core has no DSP extension"
+    if not requant.uniform_shift:
+        return "the channels have different shifts"
+    if requant.ties != "up":
+        return f"exact halves go to {requant.ties} outputs"
+    return ""
+
+
+def shifts_of(requant: Requant) -> Shifts:
+    """Scalars of a requantization that is not refused."""
+    assert isinstance(requant.post_shift, int)
+    return Shifts(
+        pre_shift=requant.pre_shift,
+        post_shift=requant.post_shift,
+        qmin=requant.qmin,
+        qmax=requant.qmax,
+    )
+
+
+def epilogue_of(requant: Requant) -> Epilogue:
+    """The same for the cost model."""
+    return Epilogue(requant.pre_shift, requant.qmin, requant.qmax)
+
+
+def corrections_of(requant: Requant) -> Corrections:
+    """The fixes of a requantization as outputs to replace; without those that the clamp hides."""
+    channels = len(requant.multiplier)
+    found = []
+    for fix in requant.fixes:
+        acc = np.full(channels, fix.accumulator, np.int64)
+        level = int(raw_levels(requant, acc)[fix.channel])
+        before, after = (
+            min(max(value, requant.qmin), requant.qmax) for value in (level, level + fix.delta)
+        )
+        if before != after:
+            found.append(Correction(fix.channel, fix.accumulator, before, after))
+    return tuple(found)
+
+
+def largest_unroll(steps: int, limit: int) -> int:
+    """The largest divisor of ``steps`` up to ``limit``."""
+    return max(u for u in range(1, min(limit, max(steps, 1)) + 1) if steps % u == 0)
+
+
+def mode_for(weight_groups: Weights, length: int, effort: Effort) -> MatmulMode:
+    """Layout of weights [groups, O, K] for columns of ``length``."""
+    if weight_groups.dtype == np.int16 or (length <= _SHORT_COLUMN and effort is FAST):
+        return "wide"
+    return "mixed" if all(allows_mixed(w) for w in weight_groups) else "plain"
+
+
+def weights_of(node: Node) -> Weights:
+    """The weights as the graph holds them."""
+    array = node.input(1).array
+    if array.dtype == np.int16:
+        return array.astype(np.int16, copy=False)
+    return array.astype(np.int8, copy=False)
+
+
+def packed(weights: Int8) -> PackedConstant:
+    """Weights as bytes."""
+    return PackedConstant("weights", weights, "int8_t")

@@ -1,0 +1,168 @@
+"""Parameters of the kernels for the DSP extension, as their templates name them.
+
+Sizes are elements, activations int8 [H, W, C]. What a template requires of them is stated on its
+top; the constants of each kernel are the packed weights and ``tinyq_requant_t`` [O].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinyq.ops.base import NamedParams
+
+
+@dataclass(frozen=True)
+class Correction:
+    """An output ``before`` of ``channel`` whose accumulator is ``acc`` becomes ``after``."""
+
+    channel: int
+    acc: int
+    before: int
+    after: int
+
+
+Corrections = tuple[Correction, ...]
+
+
+@dataclass(frozen=True)
+class ProductParams(NamedParams):
+    """``ops/matmul_s8_dsp.c.j2``: three columns of ``k4`` by ``o`` channels; rows of y lie
+    ``y_stride`` bytes apart. ``unroll`` steps of four are one turn of the loop.
+    """
+
+    k4: int
+    o: int
+    y_stride: int
+    mode: str
+    unroll: int
+    pre_shift: int
+    post_shift: int
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True)
+class VectorParams(NamedParams):
+    """``ops/matvec_s8_dsp.c.j2``: one column of ``k4`` by ``o`` channels."""
+
+    k4: int
+    o: int
+    mode: str
+    unroll: int
+    pre_shift: int
+    post_shift: int
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True)
+class ColumnsParams(NamedParams):
+    """``ops/conv_s8_dsp.c.j2`` (variable ``mm``: the product)."""
+
+    h: int
+    w: int
+    c: int
+    oh: int
+    ow: int
+    o: int
+    kh: int = 1
+    kw: int = 1
+    sh: int = 1
+    sw: int = 1
+    dh: int = 1
+    dw: int = 1
+    pt: int = 0
+    pl: int = 0
+    in_zp: int = 0
+    groups: int = 1
+    group_bytes: int = 0
+    fixes: Corrections = ()
+
+
+@dataclass(frozen=True)
+class VectorDenseParams(NamedParams):
+    """``ops/dense_s8_dsp.c.j2`` (variable ``mv``: the product)."""
+
+    k: int
+    fixes: Corrections
+
+
+@dataclass(frozen=True)
+class Plane3x3Params(NamedParams):
+    """``ops/plane3x3_s8_dsp.c.j2``: one channel; ``unroll`` pairs of outputs are one turn."""
+
+    oh: int
+    ow: int
+    o: int
+    unroll: int
+    pre_shift: int
+    post_shift: int
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True)
+class PlaneParams(NamedParams):
+    """``ops/plane_s8_dsp.c.j2``: one channel; ``pw`` halfwords are a row of the plane."""
+
+    oh: int
+    ow: int
+    o: int
+    kh: int
+    kw: int
+    sh: int
+    sw: int
+    dh: int
+    pw: int
+    pre_shift: int
+    post_shift: int
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True)
+class DepthwiseParams(NamedParams):
+    """``ops/depthwise_s8_dsp.c.j2`` (variable ``core``: one channel, except for ``planar``)."""
+
+    variant: str
+    h: int
+    w: int
+    c: int
+    oh: int
+    ow: int
+    multiplier: int
+    kh: int
+    kw: int
+    sh: int
+    sw: int
+    dh: int
+    dw: int
+    pt: int
+    pl: int
+    in_zp: int
+    fixes: Corrections
+    pre_shift: int
+    post_shift: int
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True)
+class Stride2Params(NamedParams):
+    """``ops/depthwise3x3s2_s8_dsp.c.j2``; ``unroll`` outputs are one turn."""
+
+    h: int
+    w: int
+    c: int
+    oh: int
+    ow: int
+    pt: int
+    pl: int
+    in_zp: int
+    unroll: int
+    fixes: Corrections
+    in_place: bool
+    pre_shift: int
+    post_shift: int
+    qmin: int
+    qmax: int
