@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyq.errors import error
+from tinyq.errors import TinyqError, error
 
 if TYPE_CHECKING:
     from tinyq.codegen import Program
@@ -162,9 +162,14 @@ def verify(
 
 
 def default_name(model: Path) -> str:
-    """A C identifier from the file's name."""
-    stem = re.sub(r"\W+", "_", model.name.split(".")[0]).strip("_").lower()
-    return f"net_{stem}" if not stem or stem[0].isdigit() else stem
+    """A C identifier from the file's name; ``net_`` precedes what C does not take as a name."""
+    from tinyq.codegen.names import check_name
+
+    stem = re.sub(r"\W+", "_", model.name.split(".")[0], flags=re.ASCII).strip("_").lower()
+    try:
+        return check_name(stem)
+    except TinyqError:
+        return f"net_{stem or 'work'}"
 
 
 def _silent(what: str, done: int, total: int) -> None:

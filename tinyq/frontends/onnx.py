@@ -96,7 +96,8 @@ def _with_fixed_shapes(
     graph = helper.make_graph(
         nodes, model.graph.name or "network", inputs, outputs, list(constants.values())
     )
-    imports = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    # Domains that tinyq does not know stay declared: their nodes are refused by name, later.
+    imports = list(model.opset_import)
     fixed = helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version)
     for function in model.functions:
         fixed.functions.append(function)

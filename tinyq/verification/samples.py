@@ -109,11 +109,11 @@ def _without_batch(array: AnyArray, port: Port) -> AnyArray:
     return array[0] if array.shape == port.shape and port.shape[:1] == (1,) else array
 
 
-def _fit(
-    array: AnyArray, port: Port, quant: tuple[float, int] | None, path: Path
-) -> AnyArray:
+def _fit(array: AnyArray, port: Port, quant: tuple[float, int] | None, path: Path) -> AnyArray:
     wanted = port.shape[1:]
     elements = int(np.prod(wanted, dtype=np.int64))
+    if array.ndim > 0 and not len(array):
+        raise error("TQ502", "the file holds no samples", file=str(path))
     if array.ndim == 0 or array[0].size != elements or elements == 0:
         raise error(
             "TQ502", f"samples of shape {array.shape[1:]}, the input '{port.name}' takes {wanted}",
