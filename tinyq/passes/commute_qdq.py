@@ -157,9 +157,7 @@ def _moved_constant(node: Node, dq: Node) -> list[Node] | None:
         perm = node.attrs.get("perm") or tuple(reversed(range(rank)))
         attrs = OnnxAttrs({**dq.attrs.values, "axis": perm.index(axis)})
     data = np.ascontiguousarray(apply(dq.input(0).array, node))
-    twin = Value(
-        f"{node.output.name}__int", TensorType(data.shape, dq.input(0).type.dtype), data
-    )
+    twin = Value(f"{node.output.name}__int", TensorType(data.shape, dq.input(0).type.dtype), data)
     return [Node(dq.op, node.name, (twin, *dq.inputs[1:]), node.outputs, attrs)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tinyq.ir import Graph
 from tinyq.ops.lowering import Evaluate
 from tinyq.passes.commute_qdq import commute_qdq
+from tinyq.passes.dead_channels import remove_dead_channels
 from tinyq.passes.lower import lower
 from tinyq.passes.remove_transposes import remove_transposes
 from tinyq.passes.simplify import merge_reshapes
@@ -25,10 +26,13 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
     """Run every pass. Raises TinyqError with every node that cannot be compiled.
 
     Order: Q and DQ commute with movement first, so that each island of float operators computes;
-    layout before synthesis, since it permutes dense weights; synthesis last, on the final weights.
+    layout before synthesis, since it permutes dense weights; dead channels once the oracle of each
+    operator is settled, for it says what is constant; synthesis last, on the final weights.
     """
     integer, notes = lower(commute_qdq(graph), evaluate, oracle)
     integer = merge_reshapes(remove_transposes(integer))
+    integer, saved = remove_dead_channels(integer)
+    notes = (*notes, *saved)
     integer = synthesize_requantization(integer)
     left = [node.name for node in integer.nodes if node.op == "transpose"]
     if left:

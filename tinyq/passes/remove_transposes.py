@@ -205,9 +205,7 @@ class _Sinking:
         view = self._view(node.input(0))
         shape = view.base.type.shape
         if view.perm == _identity(len(shape)) or moves_nothing(shape, view.perm):
-            self.nodes.append(
-                Node("reshape", node.name, (view.base,), node.outputs, node.attrs)
-            )
+            self.nodes.append(Node("reshape", node.name, (view.base,), node.outputs, node.attrs))
             return True
         if not self._only_dense_reads(node.output):
             return False

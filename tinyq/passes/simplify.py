@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tinyq.ir import Graph, Node, Value, check, substitute
 from tinyq.ir.graph import without_dead_nodes
 
@@ -23,7 +25,7 @@ def merge_reshapes(graph: Graph) -> Graph:
         else:
             nodes.append(Node(node.op, node.name, (start,), node.outputs, node.attrs))
     merged = graph.replace(nodes).with_origins(
-        o if o.value not in source else type(o)(o.name, source[o.value], o.shape, o.perm, o.offset)
+        o if o.value not in source else dataclasses.replace(o, value=source[o.value])
         for o in graph.origins
     )
     return check(without_dead_nodes(substitute(merged, replacements)))

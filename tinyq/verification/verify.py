@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyq.build import Network, load_network
 from tinyq.emulate.network import NetworkRun, RunOptions, run_network
 from tinyq.errors import error
-from tinyq.ir import AnyArray, Graph
+from tinyq.ir import AnyArray, Graph, Origin
 from tinyq.verification.compare import Comparison, compare
 from tinyq.verification.reference import interpret
 from tinyq.verification.report import LayerReport, VerifyReport
