@@ -83,9 +83,8 @@ def read_callgraph(
         _read_ci(path.read_text(encoding="utf-8"), graph)
     for name in graph.frames:
         body = functions.get(name.rsplit(":", 1)[-1], [])
-        if sum(instruction.mnemonic.startswith("push") for instruction in body) > 1:
-            # Inline assembly may push too, of which the compiler's figure knows nothing.
-            graph.frames[name] = max(graph.frames[name], _from_code(name, body)[0])
+        # Inline assembly may push too, of which the compiler's figure knows nothing.
+        graph.frames[name] = max(graph.frames[name], _from_code(name, body)[0])
     waiting = {callee for callees in graph.calls.values() for callee in callees}
     while waiting:
         name = waiting.pop()
