@@ -115,7 +115,7 @@ def compile_all(
         units.append(str(unit))
         programs[name] = program
     library = folder / "libmodels.so"
-    command = ["gcc", *WARNINGS, *UNDEFINED, "-O1", "-pipe", "-fPIC", "-shared", *units]
+    command = ["gcc", *WARNINGS, *UNDEFINED, "-O0", "-pipe", "-fPIC", "-shared", *units]
     done = subprocess.run(
         [*command, "-o", str(library)], capture_output=True, text=True, check=False
     )

@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 SCALES = {"even": (0.05, 0.05, 0.05), "odd": (0.031, 0.0771, 0.0937), "far": (0.9, 0.0003, 0.95)}
 
 
-def binary(  # noqa: PLR0913
+def binary(
     op: str, a: Shape = (1, 3, 4, 5), c: Shape = (1, 3, 4, 5), *, dtype: str = "int8",
     zeros: tuple[int, int, int] = (3, -17, 9), scales: tuple[float, float, float] = SCALES["odd"],
     relu: bool = False,
@@ -28,7 +28,7 @@ def binary(  # noqa: PLR0913
     return b.end(b.op("Relu", y) if relu else y, scales[2], zeros[2])
 
 
-def constant(  # noqa: PLR0913
+def constant(
     op: str, shape: Shape, *, x: Shape = (1, 3, 4, 5), quantized: bool = True, first: bool = False,
     dtype: str = "int8", y_scale: float = 0.11,
 ) -> Qdq:  # fmt: skip
@@ -284,9 +284,9 @@ def three_tensors() -> Qdq:
     return b.end(b.op("Mul", y, b.x((1, 9))))
 
 
-def after_the_sum() -> Qdq:
+def exponential_of(op: str) -> Qdq:
     b = Qdq()
-    return b.end(b.op("Exp", b.op("Add", b.x((1, 9), 0.01), b.x((1, 9), 0.01))))
+    return b.end(b.op("Exp", b.op(op, b.x((1, 9), 0.01), b.x((1, 9), 0.01))))
 
 
 def scale_a_channel() -> Qdq:
@@ -309,7 +309,8 @@ def negative_scale() -> Qdq:
 REFUSED: dict[str, tuple[Callable[[], Qdq], str]] = {
     "float_operand": (float_operand, "TQ202"),
     "three_tensors": (three_tensors, "TQ202"),
-    "after_the_sum": (after_the_sum, "TQ202"),
+    "after_a_sum": (partial(exponential_of, "Add"), "TQ202"),
+    "after_a_product": (partial(exponential_of, "Mul"), "TQ202"),
     "scale_a_channel": (scale_a_channel, "TQ204"),
     "sixteen_bits": (sixteen_bits, "TQ204"),
     "negative_scale": (negative_scale, "TQ204"),

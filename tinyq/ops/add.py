@@ -130,6 +130,8 @@ def synthesize_add(
     best: AddAttrs | None = None
     for attrs, feasible in _candidates(wanted, ratios, island.quant.zero_point):
         levels = attrs.levels(CODES[:, None], CODES[None, :])
+        if np.abs(np.clip(levels, attrs.qmin, attrs.qmax) - wanted).max() > 1:
+            return None  # Rounding errs by one at most: this is no sum.
         fixes = pair_fixes(wanted, levels, attrs.qmin, attrs.qmax)
         if best is None or len(fixes) < len(best.fixes):
             best = replace(attrs, fixes=fixes)
@@ -150,26 +152,27 @@ def _candidates(
         shift -= 1
     m_a, m_b = (round(r * 2**shift) for r in ratios)
     windows = [2**k for k in range(1, shift)]
+    # The integer kernel rounds halves to even after it added the zero point, float before it.
+    parities = (0, zero_point) if zero_point & 1 else (0,)
     tries = [
-        *((m_a + i, m_b + j, 0) for i, j in _NEIGHBOURS[:9]),
-        *((m_a, m_b, window) for window in windows),
-        *((m_a + i, m_b + j, 0) for i, j in _NEIGHBOURS[9:]),
+        *((m_a + i, m_b + j, 0, 0) for i, j in _NEIGHBOURS[:9]),
+        *((m_a, m_b, window, after) for window in windows for after in parities),
+        *((m_a + i, m_b + j, 0, 0) for i, j in _NEIGHBOURS[9:]),
     ]
-    for m_a_tried, m_b_tried, window in tries:
-        made = _with_addend(wanted, m_a_tried, m_b_tried, shift, window, zero_point)
+    for m_a_tried, m_b_tried, window, after in tries:
+        made = _with_addend(wanted, m_a_tried, m_b_tried, shift, window, after)
         if made is not None:
             yield made
 
 
 def _with_addend(
-    wanted: Pairs, m_a: int, m_b: int, shift: int, window: int, zero_point: int
+    wanted: Pairs, m_a: int, m_b: int, shift: int, window: int, after: int
 ) -> tuple[AddAttrs, bool] | None:
     """The addend in the middle of those that serve every pair; None when the sum leaves int32.
 
-    An odd level is ``window`` late, an even level lasts as much longer.
+    A level is an output less ``after``; an odd one is ``window`` late, an even one lasts longer.
     """
     qmin, qmax = int(wanted.min()), int(wanted.max())
-    after = zero_point if window else 0
     level = wanted - after
     late = (level & 1) * window
     total = CODES[:, None] * m_a + CODES[None, :] * m_b

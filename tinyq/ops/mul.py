@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -91,7 +92,8 @@ def lower_mul(emitter: Emitter, island: Island, node: Node) -> Value | None:
         return None
     a, b, wanted = pair.a, pair.b, pair.wanted
     scale = a.quant.scale * b.quant.scale / island.quant.scale
-    attrs = synthesize_mul(wanted, scale, a.quant.zero_point, b.quant.zero_point)
+    zeros = (a.quant.zero_point, b.quant.zero_point, island.quant.zero_point)
+    attrs = synthesize_mul(wanted, scale, zeros)
     if attrs is None:
         emitter.refuse(
             "TQ202", node, "what follows it in float is not a clamp",
@@ -106,27 +108,63 @@ def lower_mul(emitter: Emitter, island: Island, node: Node) -> Value | None:
     return emitter.emit("mul", island.name, values, island.output_type, attrs)
 
 
-def synthesize_mul(wanted: Pairs, scale: float, a_zero: int, b_zero: int) -> MulAttrs | None:
-    """Parameters that give ``wanted`` on every pair, or None when not even fixes can."""
+def synthesize_mul(wanted: Pairs, scale: float, zeros: tuple[int, int, int]) -> MulAttrs | None:
+    """Parameters that give ``wanted`` on every pair, or None when not even fixes can.
+
+    zeros: zero points of the operands and of the output.
+    """
+    qmax = int(wanted.max())
+    acc = (CODES[:, None] - zeros[0]) * (CODES[None, :] - zeros[1])
+    lo, hi = np.array([int(acc.min())]), np.array([int(acc.max())])
+    best: MulAttrs | None = None
+    for thresholds in _thresholds(wanted, acc, scale, zeros[2]):
+        stair = Staircase(lo, hi, qmax - thresholds.shape[1], qmax, thresholds)
+        requant = synthesize(stair, np.array([scale]))
+        attrs = MulAttrs(zeros[0], zeros[1], replace(requant, fixes=()))
+        levels = attrs.levels(CODES[:, None], CODES[None, :])
+        fixes = pair_fixes(wanted, levels, requant.qmin, requant.qmax)
+        if best is None or len(fixes) < len(best.fixes):
+            best = replace(attrs, fixes=fixes)
+        if not fixes:
+            break
+    return best if best is not None and len(best.fixes) <= FIX_LIMIT else None
+
+
+def _thresholds(
+    wanted: Pairs, acc: Pairs, scale: float, zero_point: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Products int64 [1, levels] at which levels begin, for each rule of rounding halves.
+
+    Few integers are products of two, so a threshold is free between two of them: it is taken next
+    to the ideal one. The oracle rounds the factors before their product, so outputs at one product
+    may differ: there the majority decides, and fixes do the rest.
+    """
     qmin, qmax = int(wanted.min()), int(wanted.max())
-    acc = (CODES[:, None] - a_zero) * (CODES[None, :] - b_zero)
-    # The oracle rounds the factors before their product, so outputs at one product may differ:
-    # the staircase takes the largest output of all products up to each, and fixes do the rest.
-    order = np.argsort(acc, axis=None, kind="stable")
-    steps = np.maximum.accumulate(wanted.ravel()[order])
-    products = acc.ravel()[order]
-    lo, hi = np.array([int(products[0])]), np.array([int(products[-1])])
     if qmin == qmax:
-        thresholds = np.zeros((1, 1), np.int64) + lo[0]
-        stair = Staircase(lo, hi, qmin - 1, qmax, thresholds)
-    else:
-        first = np.searchsorted(steps, np.arange(qmin + 1, qmax + 1), side="left")
-        stair = Staircase(lo, hi, qmin, qmax, products[first][None, :])
-    requant = synthesize(stair, np.array([scale]))
-    attrs = MulAttrs(a_zero, b_zero, replace(requant, fixes=()))
-    levels = attrs.levels(CODES[:, None], CODES[None, :])
-    fixes = pair_fixes(wanted, levels, requant.qmin, requant.qmax)
-    return replace(attrs, fixes=fixes) if len(fixes) <= FIX_LIMIT else None
+        yield np.full((1, 1), acc.min())
+        return
+    levels = np.arange(qmin + 1, qmax + 1)
+    products, inverse = np.unique(acc, return_inverse=True)
+    inverse = inverse.ravel()
+    highest = np.full(len(products), np.iinfo(np.int64).min)
+    lowest = np.full(len(products), np.iinfo(np.int64).max)
+    np.maximum.at(highest, inverse, wanted.ravel())
+    np.minimum.at(lowest, inverse, wanted.ravel())
+    some = np.searchsorted(np.maximum.accumulate(highest), levels)
+    every = np.searchsorted(np.minimum.accumulate(lowest[::-1])[::-1], levels)
+    for k in np.flatnonzero(some < every):
+        mixed = (inverse >= some[k]) & (inverse < every[k])
+        if 2 * np.sum(wanted.ravel()[mixed] >= levels[k]) < np.sum(mixed):
+            some[k] = every[k]
+    some = np.maximum.accumulate(some)
+    ends = np.append(products, products[-1] + 1)
+    starts = np.concatenate([products[:1], products + 1])
+    half = (levels - 0.5 - zero_point) / scale
+    exact = half == np.rint(half)
+    # A half goes up, or to the even output, or to the odd one.
+    for late in (0, levels & 1, ~levels & 1) if exact.any() else (0,):
+        ideal = np.ceil(half) + late * exact
+        yield np.clip(ideal, starts[some], ends[some]).astype(np.int64)[None, :]
 
 
 class MulS8(Kernel):
