@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from tinyq.codegen import Program
     from tinyq.ir import Graph
     from tinyq.plan import MemoryPlan
-    from tinyq.select import Schedule
+    from tinyq.codegen.program import Library
+    from tinyq.select import Libraries, Schedule
     from tinyq.verification.verify import Progress, Subject, VerifyOptions, VerifyReport
 
-ORACLES = ("ort",)
+ORACLES = ("ort", "cmsis-nn")
+KERNELS = ("tinyq", "cmsis-nn", "auto")
 IO = ("int8", "float")
 STAGES = ("integer", "qdq")
 
@@ -28,7 +30,9 @@ class CompileOptions:
 
     target: a target string (``cortex-m4``). name: prefix of all C symbols, by default the file's.
     optimize: speed, size or balanced. shapes: fixed shapes of inputs by name. io: ``float`` adds
-    functions that quantize inputs and dequantize outputs.
+    functions that quantize inputs and dequantize outputs. kernels: ``tinyq`` (its own alone),
+    ``cmsis-nn`` (CMSIS-NN's functions wherever they fit) or ``auto`` (whichever costs less, never
+    one that can differ from the oracle). cmsis_nn: the library's folder, by default CMSIS_NN_DIR.
     """
 
     target: str
@@ -37,6 +41,8 @@ class CompileOptions:
     oracle: str = "ort"
     io: str = "int8"
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    kernels: str = "tinyq"
+    cmsis_nn: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +96,14 @@ def compile_model(
     _one_of("optimize", options.optimize, tuple(g.value for g in Goal))
     _one_of("oracle", options.oracle, ORACLES)
     _one_of("io", options.io, IO)
+    _one_of("kernels", options.kernels, KERNELS)
+    libraries = _libraries(options)
     core = load_core(options.target)
     name = options.name or default_name(path)
     tell("lowering to integers", 0, 1)
     graph, notes, proto = lower_model(path, options)
     tell("generating C", 0, 1)
-    schedule = select(graph, core, Goal(options.optimize))
+    schedule = select(graph, core, Goal(options.optimize), libraries=libraries)
     memory = plan(schedule)
     generate_options = GenerateOptions(
         io=options.io,
@@ -103,9 +111,35 @@ def compile_model(
         model=proto,
         shapes=dict(options.shapes),
         notes=notes,
+        libraries=_called(schedule, options, libraries),
     )
     program = generate(schedule, memory, name, generate_options)
     return Compiled(graph, schedule, memory, program, notes)
+
+
+def _libraries(options: CompileOptions) -> Libraries | None:
+    """How kernels of CMSIS-NN are treated: its rounding is the oracle's."""
+    from tinyq.build.cmsis_nn import find_cmsis_nn
+    from tinyq.select import Libraries
+
+    if options.kernels == "tinyq":
+        return None
+    find_cmsis_nn(options.cmsis_nn)
+    rounding = "once" if options.oracle == "ort" else "twice"
+    return Libraries(rounding, preferred=options.kernels == "cmsis-nn")
+
+
+def _called(
+    schedule: Schedule, options: CompileOptions, libraries: Libraries | None
+) -> tuple[Library, ...]:
+    """The libraries that the schedule calls."""
+    from tinyq.build.cmsis_nn import find_cmsis_nn
+    from tinyq.codegen.libraries import library_functions
+
+    functions = library_functions(schedule)
+    if libraries is None or not functions:
+        return ()
+    return (find_cmsis_nn(options.cmsis_nn).library(functions, libraries.rounding),)
 
 
 def compile(model: Path | str, *, output: Path | str | None = None, **options: object) -> Compiled:

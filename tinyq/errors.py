@@ -264,6 +264,17 @@ _register(
     "The ELF of an integer-only build contains a floating-point routine.",
     "Please report it with the model; --io float is the only option that allows float code.",
 )
+_register(
+    "TQ407", 6, "CMSIS-NN not found",
+    "Kernels of CMSIS-NN were asked for, or a network calls them, and its folder is not known.",
+    "Name its folder with --cmsis-nn DIR or CMSIS_NN_DIR (and that of cmsis_compiler.h with "
+    "CMSIS_CORE_DIR).",
+)
+_register(
+    "TQ408", 6, "CMSIS-NN lacks a function",
+    "The CMSIS-NN that was found does not have a function that a kernel calls.",
+    "Use a newer CMSIS-NN; docs/cmsis-nn.md lists the versions that were tested.",
+)
 # --- 5xx: samples and verification ----------------------------------------------------------------
 _register(
     "TQ501",

@@ -7,6 +7,7 @@ from pathlib import Path
 from tinyq.build.artifact import Artifact, Footprint
 from tinyq.build.elf import disassemble, read_elf, require_integer_only
 from tinyq.build.harness import boot_dir, write_config
+from tinyq.build.libraries import library_build
 from tinyq.build.network import Network
 from tinyq.build.stack import read_callgraph
 from tinyq.build.toolchain import WARNINGS, Toolchain, arm_toolchain
@@ -83,10 +84,16 @@ def _compile_network(
     toolchain: Toolchain, network: Network, folder: Path, flags: list[str]
 ) -> list[Path]:
     objects = []
+    needed = library_build(network)
     for source in network.sources:
         objects.append(folder / f"net_{source.stem}.o")
-        toolchain.compile(source, objects[-1], [*flags, "-fcallgraph-info=su"])
-    return objects
+        toolchain.compile(source, objects[-1], [*flags, *needed.flags, "-fcallgraph-info=su"])
+    quiet = [flag for flag in flags if flag not in (*WARNINGS, "-Werror", "-std=c99")]
+    for source in needed.sources:
+        objects.append(folder / f"lib_{source.stem}.o")
+        options = [*quiet, *needed.optimize, *needed.flags, "-w", "-fcallgraph-info=su"]
+        toolchain.compile(source, objects[-1], options)
+    return [*objects, *needed.binaries]
 
 
 def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:

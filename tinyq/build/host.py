@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tinyq.build.artifact import Artifact
 from tinyq.build.harness import boot_dir, write_config
+from tinyq.build.libraries import library_build
 from tinyq.build.network import Network
 from tinyq.build.toolchain import WARNINGS, host_toolchain
 
@@ -37,9 +38,15 @@ def build_host(
     if sanitize:
         flags.extend(_SANITIZERS)
     objects = []
+    needed = library_build(network)
     for source in network.sources:
         objects.append(folder / f"net_{source.stem}.o")
-        toolchain.compile(source, objects[-1], flags)
+        toolchain.compile(source, objects[-1], [*flags, *needed.flags])
+    checks = _SANITIZERS if sanitize else ()
+    for source in needed.sources:
+        objects.append(folder / f"lib_{source.stem}.o")
+        toolchain.compile(source, objects[-1], [*needed.optimize, *needed.flags, "-w", *checks])
+    objects.extend(needed.binaries)
     around = [*flags, "-DTINYQ_TIMER=TIMER_NONE", f"-I{network.folder}", f"-I{folder}"]
     for name in _SOURCES:
         objects.append(folder / f"{name[:-2]}.o")

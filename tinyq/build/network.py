@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyq.codegen.program import MANIFEST_FORMAT
+from tinyq.codegen.program import MANIFEST_FORMAT, Library
 from tinyq.errors import TinyqError, error
 
 MANIFEST = "manifest.json"
@@ -40,6 +40,7 @@ class Network:
     outputs: tuple[Port, ...]
     layers: tuple[Port, ...]
     arena_bytes: int
+    libraries: tuple[Library, ...] = ()
 
     @property
     def prefix(self) -> str:
@@ -89,6 +90,18 @@ def _from_manifest(folder: Path, manifest: dict[str, Any]) -> Network:
         outputs=_ports(manifest["outputs"], "output"),
         layers=_ports(manifest.get("layers", []), "layer"),
         arena_bytes=int(manifest["arena_bytes"]),
+        libraries=tuple(map(_library, manifest.get("libraries", []))),
+    )
+
+
+def _library(entry: dict[str, Any]) -> Library:
+    return Library(
+        name=str(entry["name"]),
+        version=str(entry["version"]),
+        sources=tuple(map(str, entry["sources"])),
+        includes=tuple(map(str, entry["includes"])),
+        defines=tuple(map(str, entry["defines"])),
+        binary=str(entry.get("binary", "")),
     )
 
 

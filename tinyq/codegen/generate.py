@@ -9,6 +9,7 @@ from tinyq.codegen.constants import ConstantPool, c_type, constant_outputs
 from tinyq.codegen.environment import render
 from tinyq.codegen.functions import render_functions
 from tinyq.codegen.headers import library_headers
+from tinyq.codegen.libraries import external_headers, library_layers, makefile_fragments
 from tinyq.codegen.manifest import build_manifest
 from tinyq.codegen.names import check_name, comment_text, string_literal
 from tinyq.codegen.program import MANIFEST, GenerateOptions, Program
@@ -72,6 +73,7 @@ def generate(
     ]
     kernel_headers = sorted({h for layer in schedule.layers for h in layer.call.includes})
     manifest = build_manifest(schedule, memory_plan, name, options, called, pool.bytes)
+    libraries = options.libraries if library_layers(schedule) else ()
     common = {
         "name": name,
         "prefix": name.upper(),
@@ -82,6 +84,7 @@ def generate(
         "alignment": ALIGNMENT,
         "target": schedule.core.target,
         "float_io": options.io == "float",
+        "libraries": libraries,
     }
     headers = library_headers(["tinyq_common.h", "tinyq_math.h", *kernel_headers])
     texts = {
@@ -90,7 +93,10 @@ def generate(
             "net/model.c.j2",
             layers=layers,
             functions=functions,
-            kernel_headers=[h for h in kernel_headers if h != "tinyq_math.h"],
+            kernel_headers=[
+                *(h for h in kernel_headers if h != "tinyq_math.h"),
+                *external_headers(schedule),
+            ],
             **common,
         ),
         f"{name}_data.h": render("net/data.h.j2", **common),
@@ -98,6 +104,7 @@ def generate(
         "CMakeLists.txt": render("net/CMakeLists.txt.j2", **common),
         MANIFEST: json.dumps(manifest, indent=1) + "\n",
         **headers,
+        **makefile_fragments(libraries),
     }
     contents = {path: text.encode("utf-8") for path, text in texts.items()}
     if options.model:
@@ -146,10 +153,18 @@ def _layer(
     return LayerText(
         index=layer.index,
         comment=_describe(layer, plan),
-        call="" if function is None else f"{function}(\n        {joined});",
+        call="" if function is None else _statement(function, joined, layer),
         result=f"arena + {plan.offsets[result]}",
         result_bytes=result.type.bytes,
     )
+
+
+def _statement(function: str, arguments: str, layer: Layer) -> str:
+    """The call; a function of a library reports a status, which ends the inference if it is bad."""
+    call = f"{function}(\n        {arguments})"
+    if layer.call.library is None:
+        return f"{call};"
+    return f"if ({call} != TINYQ_OK) {{\n        return TINYQ_ERROR_FAILURE;\n    }}"
 
 
 def _describe(layer: Layer, plan: MemoryPlan) -> tuple[str, ...]:

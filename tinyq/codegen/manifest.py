@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tinyq.codegen.libraries import differing_layers, library_layers
 from tinyq.codegen.program import GENERATOR, MANIFEST_FORMAT, GenerateOptions
 from tinyq.ir import Node, Value
 from tinyq.ops.exactness import exactness_of
@@ -42,6 +43,10 @@ def build_manifest(
         "macs": sum(layer.macs for layer in schedule.layers),
         "instructions": schedule.instructions,
         "notes": list(options.notes),
+        "libraries": [
+            {**asdict(library), "layers_differing": differing_layers(schedule)}
+            for library in (options.libraries if library_layers(schedule) else ())
+        ],
         "layers": [
             _layer(layer, function, plan, live_bytes(schedule, plan, layer))
             for layer, function in zip(schedule.layers, functions, strict=True)
@@ -112,6 +117,7 @@ def _layer(layer: Layer, function: str | None, plan: MemoryPlan, live: int) -> d
         "scratch_bytes": layer.call.scratch_bytes,
         "live_bytes": live,
         "exactness": _exactness(layer.node),
+        "library": asdict(layer.call.library) if layer.call.library is not None else None,
         "alternatives": [
             {
                 "kernel": c.kernel,

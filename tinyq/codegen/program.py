@@ -12,13 +12,33 @@ MANIFEST_FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Library:
+    """A library of the user's that the generated code calls.
+
+    sources: the files to compile, relative to its root, sorted; none when it is installed as a
+    binary. includes: its folders of headers, relative too. defines: macros of its build. variable
+    and core_variable: what the build files call its folder and that of the core's headers.
+    """
+
+    name: str
+    version: str
+    sources: tuple[str, ...]
+    includes: tuple[str, ...]
+    defines: tuple[str, ...]
+    binary: str = ""
+    variable: str = "CMSIS_NN_DIR"
+    core_variable: str = "CMSIS_CORE_DIR"
+
+
+@dataclass(frozen=True)
 class GenerateOptions:
     """What the user chose about the C code.
 
     io: ``int8`` (integers at the edges) or ``float`` (the header also has functions that quantize
     inputs and dequantize outputs). cflags: optimisation flags that the code is meant for. oracle:
     whose arithmetic the integers follow, for the manifest. model: the ONNX file, kept in the folder
-    so that it can be verified by itself; shapes: how its inputs were fixed. notes: what the passes
+    so that it can be verified by itself; shapes: how its inputs were fixed.
+    libraries: those whose kernels were chosen. notes: what the passes
     have to say, for the report.
     """
 
@@ -28,6 +48,7 @@ class GenerateOptions:
     model: bytes = b""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    libraries: tuple[Library, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tinyq.ops.add import Add
 from tinyq.ops.average_pool2d import AveragePool2d
 from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, Registry
+from tinyq.ops.cmsis_nn import KERNELS as _CMSIS_NN
 from tinyq.ops.concat import Concat
 from tinyq.ops.conv2d import Conv2d
 from tinyq.ops.conv2d_dsp import Conv2dS8Dsp
@@ -35,6 +36,7 @@ for _operator in (
     MaxPool2d(), Concat(), Slice(), Pad(), Reshape(), Transpose(), ResizeNearest(), Rebase(),
 ):  # fmt: skip
     REGISTRY.add(_operator)
+    _operator.kernels = (*_operator.kernels, *_CMSIS_NN.get(_operator.name, ()))
 
 __all__ = [
     "REGISTRY",

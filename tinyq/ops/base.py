@@ -75,8 +75,12 @@ class KernelCall:
     ``cores`` come before it. It is called with the node's non-constant inputs, its outputs, the
     ``constants`` in order, and, when ``scratch_bytes`` is positive, a 16-byte aligned scratch
     pointer. Layers whose rendered text is the same share the function. ``in_place`` lists the
-    inputs (by index among the non-constant ones) that the output may overlay exactly. ``alias``
-    marks a node that needs no code when its output overlays its first input.
+    inputs (by index among the non-constant ones) that the output may overlay exactly. ``overlap``,
+    unless None, is the least distance in bytes from the start of the first output up to the start
+    of the first non-constant input at which the two may share memory: 528 where the output has to
+    begin at least 528 bytes before the input, -64 where it may also begin up to 64 bytes after it
+    (what of the input it covers is lost). ``alias`` marks a node that needs no code when its output
+    overlays its first input.
     """
 
     kernel: str
@@ -87,6 +91,7 @@ class KernelCall:
     instructions: int = 0
     code_bytes: int = 0
     in_place: tuple[int, ...] = ()
+    overlap: int | None = None
     alias: bool = False
     includes: tuple[str, ...] = ()
     reason: str = ""
@@ -109,6 +114,10 @@ class Kernel(ABC):
 
     name: ClassVar[str]
     """``<op>_<dtype>[_<feature>]``; the C function is ``tinyq_<name>``."""
+    library: ClassVar[str] = ""
+    """The library of the user's that it calls."""
+    takes_fixed_point: ClassVar[bool] = False
+    """Whether it computes operators that round twice (tinyq.ops.fixed_point)."""
 
     @abstractmethod
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:

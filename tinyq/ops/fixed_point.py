@@ -11,8 +11,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyq.ir import AnyArray, Node
+from tinyq.quant import (
+    FixedPointLinear,
+    OrtMatMulFloatBias,
+    accumulator_bounds,
+    build_staircase,
+)
 from tinyq.quant.exponential import exp_on_negative, one_over_one_plus
 from tinyq.quant.fixed_point import (
     Rounding,
@@ -57,6 +64,55 @@ def shift_problem(shift: Int64 | int, largest: Int64 | int) -> str:
     if np.any((np.asarray(largest, np.int64) << left) > 2**31 - 1):
         return f"a left shift of {int(left.max())} leaves 32 bits"
     return ""
+
+
+def fixed_point_linear(node: Node, rounding: Rounding) -> FixedPointLinear | str:
+    """The library's parameters of a conv2d or dense node, or why it cannot compute it."""
+    oracle, weights = node.attrs.oracle, node.input(1).array.astype(np.int64)
+    made = oracle
+    if not isinstance(oracle, FixedPointLinear):
+        bias = oracle.bias
+        if isinstance(oracle, OrtMatMulFloatBias):
+            bias = np.rint(bias.astype(np.float64) / oracle.scale).astype(np.int64)
+        made = FixedPointLinear.of_scales(
+            _factors(node), bias, oracle.offset, oracle.zero_point, rounding,
+            oracle.qmin, oracle.qmax,
+        )  # fmt: skip
+    rows = np.abs(weights).reshape(len(weights), -1).sum(axis=1)
+    largest = np.abs(made.bias) + np.maximum(255 * rows, np.abs(made.offset) + 128 * rows)
+    if largest.max() > 2**31 - 1:
+        return "its sums may leave 32 bits"
+    return shift_problem(made.shift, largest) or made
+
+
+def _factors(node: Node) -> npt.NDArray[np.float64]:
+    """Output units for one unit of the accumulator, float64[C].
+
+    TFLite multiplies the scales in float64, but those of a dense layer of one weight scale in
+    float32.
+    """
+    factors = np.asarray(node.attrs.scale, np.float64)
+    x, y = node.input(0).type.quant, node.output.type.quant
+    if node.op != "dense" or x is None or y is None or np.any(factors != factors[0]):
+        return factors
+    weight_scale = np.float32(factors[0] * y.scale / x.scale)
+    product = np.float64(np.float32(x.scale) * weight_scale)
+    return np.full(len(factors), product / y.scale)
+
+
+def differing_accumulators(node: Node, made: FixedPointLinear) -> tuple[int, int]:
+    """At how many of the reachable accumulators ``made`` differs from the node's oracle; of all."""
+    oracle = node.attrs.oracle
+    if oracle is made:
+        return 0, 0
+    weights = node.input(1).array.astype(np.int64)
+    low, high = accumulator_bounds(weights.reshape(len(weights), -1), -128, 127)
+    stairs = [build_staircase(each, low, high, made.qmin, made.qmax) for each in (oracle, made)]
+    start = np.minimum(stairs[0].thresholds, stairs[1].thresholds)
+    end = np.maximum(stairs[0].thresholds, stairs[1].thresholds)
+    # Spans of neighbouring levels may overlap: each begins behind the one before.
+    start[:, 1:] = np.maximum(start[:, 1:], end[:, :-1])
+    return int(np.maximum(end - start, 0).sum()), stairs[0].reachable
 
 
 @dataclass(frozen=True)

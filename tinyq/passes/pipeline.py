@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tinyq.ir import Graph
 from tinyq.ops.lowering import Evaluate
+from tinyq.passes.adopt_fixed_point import adopt_fixed_point
 from tinyq.passes.commute_qdq import commute_qdq
 from tinyq.passes.dead_channels import remove_dead_channels
 from tinyq.passes.lower import lower
@@ -31,8 +32,11 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
     """
     integer, notes = lower(commute_qdq(graph), evaluate, oracle)
     integer = merge_reshapes(remove_transposes(integer))
-    integer, saved = remove_dead_channels(integer)
-    notes = (*notes, *saved)
+    if oracle == "cmsis-nn":  # what is constant there is not known to the pass on dead channels
+        integer, more = adopt_fixed_point(integer)
+    else:
+        integer, more = remove_dead_channels(integer)
+    notes = (*notes, *more)
     integer = synthesize_requantization(integer)
     left = [node.name for node in integer.nodes if node.op == "transpose"]
     if left:

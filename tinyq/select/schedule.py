@@ -7,7 +7,7 @@ from enum import Enum
 from functools import cached_property
 
 from tinyq.ir import Graph, Node, Value
-from tinyq.ops.base import KernelCall
+from tinyq.ops.base import KernelCall, LibraryUse
 from tinyq.target import Core
 
 
@@ -17,6 +17,28 @@ class Goal(Enum):
     SPEED = "speed"
     SIZE = "size"
     BALANCED = "balanced"
+
+
+@dataclass(frozen=True)
+class Libraries:
+    """How kernels of a library are treated.
+
+    rounding: how the library's build rounds, ``once`` or ``twice``; kernels that need the other are
+    refused. preferred: they are taken wherever they accept, and their layers may differ from the
+    oracle, which the report then lists; else the cheapest kernel of all wins, and a layer that can
+    differ is refused.
+    """
+
+    rounding: str
+    preferred: bool
+
+    def refuses(self, use: LibraryUse) -> str:
+        """Why the kernel may not be used, or ''."""
+        if use.rounding and use.rounding != self.rounding:
+            return f"it rounds {use.rounding}, this build of the library {self.rounding}"
+        if use.differing and not self.preferred:
+            return f"it differs from the oracle at {use.differing:,} of {use.examined:,} values"
+        return ""
 
 
 @dataclass(frozen=True, eq=False)

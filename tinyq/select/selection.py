@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from tinyq.errors import Diagnostic, TinyqError
 from tinyq.ir import Graph, Node
-from tinyq.ops.base import KernelCall, Operator
-from tinyq.select.schedule import Candidate, Goal, Layer, Schedule
+from tinyq.ops.base import Kernel, KernelCall, Operator
+from tinyq.ops.fixed_point import is_fixed_point
+from tinyq.select.schedule import Candidate, Goal, Layer, Libraries, Schedule
 from tinyq.target import Core
 
 
@@ -18,11 +19,13 @@ def select(
     goal: Goal,
     forced: Mapping[str, str] | None = None,
     operators: Mapping[str, Operator] | None = None,
+    libraries: Libraries | None = None,
 ) -> Schedule:
     """Choose a kernel for every node of an integer graph.
 
     ``forced`` maps a node's name to the name of the kernel it must use. ``operators`` replaces the
-    registry. Raises one TinyqError with a diagnostic for every node that cannot be served: TQ206
+    registry. ``libraries`` lets kernels of a library of the user's be chosen, which are otherwise
+    not asked. Raises one TinyqError with a diagnostic for every node that cannot be served: TQ206
     where all kernels refuse, TQ303 where a forced kernel is unknown or refuses.
     """
     table = _registered() if operators is None else operators
@@ -31,9 +34,10 @@ def select(
     problems = _unknown_nodes(graph, wanted)
     for node in graph.nodes:
         operator = table[node.op]
-        candidates = _with_costs([_ask(k.name, k.plan(node, core)) for k in operator.kernels], goal)
+        asked = [k for k in operator.kernels if _is_asked(k, libraries)]
+        candidates = _with_costs([_ask(k, node, core, libraries) for k in asked], goal)
         allowed = [c for c in candidates if wanted.get(node.name, c.kernel) == c.kernel]
-        accepted = [c for c in allowed if c.call is not None]
+        accepted = _preferred([c for c in allowed if c.call is not None], libraries)
         if not accepted:
             problems.append(_refused(node, core, candidates, wanted.get(node.name)))
             continue
@@ -51,10 +55,29 @@ def _registered() -> Mapping[str, Operator]:
     return REGISTRY.operators
 
 
-def _ask(name: str, answer: KernelCall | str) -> Candidate:
+def _is_asked(kernel: Kernel, libraries: Libraries | None) -> bool:
+    return not kernel.library or libraries is not None
+
+
+def _ask(kernel: Kernel, node: Node, core: Core, libraries: Libraries | None) -> Candidate:
+    if is_fixed_point(node) and not kernel.takes_fixed_point:
+        return Candidate(kernel.name, None, "it does not round twice, as the oracle does here")
+    answer = kernel.plan(node, core)
     if isinstance(answer, str):
-        return Candidate(name, None, answer)
-    return Candidate(name, answer)
+        return Candidate(kernel.name, None, answer)
+    if answer.library is not None and libraries is not None:
+        refusal = libraries.refuses(answer.library)
+        if refusal:
+            return Candidate(kernel.name, None, refusal)
+    return Candidate(kernel.name, answer)
+
+
+def _preferred(accepted: list[Candidate], libraries: Libraries | None) -> list[Candidate]:
+    """The candidates among which the cost decides: the library's alone where it is preferred."""
+    if libraries is None or not libraries.preferred:
+        return accepted
+    theirs = [c for c in accepted if c.call is not None and c.call.library is not None]
+    return theirs or accepted
 
 
 def _with_costs(candidates: list[Candidate], goal: Goal) -> tuple[Candidate, ...]:

@@ -1,0 +1,132 @@
+"""Gives operators CMSIS-NN's arithmetic where its functions compute them (oracle ``cmsis-nn``).
+
+What CMSIS-NN has no function for (differences, broadcasts, means that change the scale) keeps the
+arithmetic of the default oracle, and so does a layer for which the library's would be undefined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from tinyq.ir import DType, Graph, Node, QuantParams
+from tinyq.ops.add import AddAttrs
+from tinyq.ops.average_pool2d import AveragePool2dAttrs
+from tinyq.ops.fixed_point import (
+    FixedPointAdd,
+    FixedPointMean,
+    FixedPointMul,
+    FixedPointSoftmax,
+    fixed_point_linear,
+)
+from tinyq.ops.mul import MulAttrs
+from tinyq.quant import Rounding
+
+
+def adopt_fixed_point(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
+    """The graph with CMSIS-NN's arithmetic, and a note on every operator that keeps another.
+
+    For graphs whose linear operators are not synthesised yet.
+    """
+    nodes, kept = [], []
+    for node in graph.nodes:
+        attrs = _RULES[node.op](node) if node.op in _RULES else node.attrs
+        if isinstance(attrs, str):
+            kept.append(f"'{node.name}' keeps onnxruntime's rounding: {attrs}")
+            attrs = node.attrs
+        changed = attrs is not node.attrs
+        nodes.append(
+            Node(node.op, node.name, node.inputs, node.outputs, attrs) if changed else node
+        )
+    return graph.replace(nodes), tuple(kept)
+
+
+def _linear(node: Node) -> Any:
+    attrs, weights = node.attrs, node.input(1)
+    if weights.type.dtype is not DType.INT8:
+        return "its weights need 16 bits"
+    oracle = fixed_point_linear(node, Rounding.TWICE)
+    if isinstance(oracle, str):
+        return oracle
+    return replace(attrs, oracle=replace(oracle, literal=False))
+
+
+def _quants(node: Node) -> list[QuantParams] | None:
+    values = [*node.present_inputs, *node.outputs]
+    found = [value.type.quant for value in values]
+    return [q for q in found if q is not None and q.is_per_tensor] if all(found) else None
+
+
+def _pair(node: Node) -> tuple[list[QuantParams], str]:
+    quants = _quants(node)
+    if quants is None or len(quants) != 3:
+        return [], "an operand has no quantization"
+    if node.input(0).type.shape != node.input(1).type.shape:
+        return quants, "CMSIS-NN has no broadcasting"
+    return quants, ""
+
+
+def _add(node: Node) -> Any:
+    attrs = node.attrs
+    quants, problem = _pair(node)
+    if not isinstance(attrs, AddAttrs) or problem:
+        return problem or attrs
+    if attrs.multiplier_a < 0 or attrs.multiplier_b < 0:
+        return "CMSIS-NN has no subtraction"
+    made = FixedPointAdd.of(_scales(quants), _zeros(quants), (attrs.qmin, attrs.qmax))
+    return made.problem() or made
+
+
+def _mul(node: Node) -> Any:
+    attrs = node.attrs
+    quants, problem = _pair(node)
+    if not isinstance(attrs, MulAttrs) or problem:
+        return problem or attrs
+    limits = (attrs.requant.qmin, attrs.requant.qmax)
+    made = FixedPointMul.of(_scales(quants), _zeros(quants), limits)
+    return made.problem() or made
+
+
+def _scales(quants: list[QuantParams]) -> tuple[float, float, float]:
+    return quants[0].scale, quants[1].scale, quants[2].scale
+
+
+def _zeros(quants: list[QuantParams]) -> tuple[int, int, int]:
+    return quants[0].zero_point, quants[1].zero_point, quants[2].zero_point
+
+
+def _mean(node: Node) -> Any:
+    attrs = node.attrs
+    quants = _quants(node)
+    if not isinstance(attrs, AveragePool2dAttrs):
+        return attrs
+    if quants is None or len(quants) != 2 or quants[0] != quants[1]:
+        return "CMSIS-NN's mean keeps the input's scale and zero point"
+    if attrs.count_include_pad and any(attrs.window.pads):
+        return "CMSIS-NN does not count padding"
+    w, (_, out_h, out_w, _) = attrs.window, node.output.type.shape
+    return FixedPointMean(w.kernel_hw, w.stride_hw, w.pads, (out_h, out_w), attrs.qmin, attrs.qmax)
+
+
+def _softmax(node: Node) -> Any:
+    quants = _quants(node)
+    if quants is None or len(quants) != 2:
+        return "an operand has no quantization"
+    if quants[1].scale != 1 / 256 or quants[1].zero_point != -128:
+        return "CMSIS-NN's softmax has an output of scale 1/256 and zero point -128"
+    made = FixedPointSoftmax.of(quants[0].scale)
+    return made.problem() or made
+
+
+_RULES: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
+    {
+        "conv2d": _linear,
+        "dense": _linear,
+        "add": _add,
+        "mul": _mul,
+        "average_pool2d": _mean,
+        "softmax": _softmax,
+    }
+)
