@@ -1,6 +1,6 @@
 """tinyq's post-training quantization beside MLPerf Tiny's official int8 files, and on ResNet-20.
 
-    TINYQ_MODELS=../shared/models python examples/mlperf_tiny_ptq.py [mlperf] [resnet20]
+    TINYQ_MODELS=../shared/models python examples/mlperf_tiny_ptq.py [mlperf] [resnet20] [claims]
 
 Prints the tables of docs/quantization.md. The networks and CIFAR-10 are not part of the project:
 ``TINYQ_MODELS`` is the folder with ``mlperf-tiny/`` and ``apot/``, ``TINYQ_DATA`` that of the
@@ -132,8 +132,9 @@ def tasks() -> list[Task]:
     ]
 
 
+MAX = PtqConfig(calibrator="max")
 CONFIGS = {
-    "tinyq, max": PtqConfig(),
+    "tinyq, max": MAX,
     "tinyq, mse + bias correction": PtqConfig(calibrator="mse", bias_correction=True),
     "tinyq, all + adaround": PtqConfig(calibrator="all", bias_correction=True, rounding="adaround"),
 }
@@ -170,7 +171,7 @@ def _row(task: Task, label: str, reference: Array, found: Array) -> str:
 
 INT4: dict[str, Any] = {"weights": "int4", "calibrator": "mse"}
 RESNET = {
-    "int8, max": PtqConfig(),
+    "int8, max": MAX,
     "int8, percentile": PtqConfig(calibrator="percentile"),
     "int8, entropy": PtqConfig(calibrator="entropy"),
     "int8, mse": PtqConfig(calibrator="mse"),
@@ -226,10 +227,57 @@ def _resnet_row(
     )
 
 
+INT4_MAX: dict[str, Any] = {"weights": "int4", "calibrator": "max"}
+CLAIMS = {
+    # claim: (what should be better, what should be worse, outliers in the calibration data)
+    "affine over symmetric": (MAX, PtqConfig(calibrator="max", symmetric=True), False),
+    "per channel over per tensor, int8": (
+        MAX, PtqConfig(calibrator="max", per_channel=False), False,
+    ),
+    "per channel over per tensor, int4": (
+        PtqConfig(**INT4_MAX), PtqConfig(**INT4_MAX, per_channel=False), False,
+    ),
+    "percentile over max": (PtqConfig(calibrator="percentile"), MAX, False),
+    "percentile over max, outliers": (PtqConfig(calibrator="percentile"), MAX, True),
+    "entropy over max": (PtqConfig(calibrator="entropy"), MAX, False),
+    "entropy over max, outliers": (PtqConfig(calibrator="entropy"), MAX, True),
+    "mse over max": (PtqConfig(calibrator="mse"), MAX, False),
+    "mse over max, outliers": (PtqConfig(calibrator="mse"), MAX, True),
+    "bias correction, int4": (
+        PtqConfig(**INT4_MAX, bias_correction=True), PtqConfig(**INT4_MAX), False,
+    ),
+    "adaround, int4": (
+        PtqConfig(**INT4_MAX, rounding="adaround"), PtqConfig(**INT4_MAX), False,
+    ),
+}  # fmt: skip
+
+
+def claims() -> None:
+    """What quantization is said to gain, on ic: RMS error of the output and part right."""
+    path = MODELS / "mlperf-tiny" / "ic_float.onnx"
+    train, _ = cifar10("train", 200)
+    test, labels = cifar10("test", 2000)
+    reference = run(onnx.load(path), test)
+    spoilt = train.copy()
+    spoilt[:2] *= 4  # two of 200 samples far beyond what pixels can be
+    infos = inputs_of(path)
+    data = {
+        bad: from_arrays(infos, {infos[0].name: x}) for bad, x in ((False, train), (True, spoilt))
+    }
+    print("| claim | better: RMS, right | worse: RMS, right | held |")
+    print("|---|---|---|---|")
+    for claim, (better, worse, bad) in CLAIMS.items():
+        found = [run(quantize(path, data[bad], c).model, test) for c in (better, worse)]
+        rms = [np.sqrt(np.mean((f - reference) ** 2)) for f in found]
+        right = [np.mean(f.argmax(1) == labels) for f in found]
+        cells = " | ".join(f"{e:.4f}, {r:.2%}" for e, r in zip(rms, right, strict=True))
+        print(f"| {claim} | {cells} | {'yes' if rms[0] < rms[1] else 'no'} |", flush=True)
+
+
 def main() -> None:
     wanted = sys.argv[1:] or ["mlperf", "resnet20"]
     for name in wanted:
-        {"mlperf": mlperf, "resnet20": resnet20_table}[name]()
+        {"mlperf": mlperf, "resnet20": resnet20_table, "claims": claims}[name]()
 
 
 if __name__ == "__main__":

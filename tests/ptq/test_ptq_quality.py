@@ -108,7 +108,8 @@ def test_sensitivity_of_one_layer_is_what_a_float_rest_gives() -> None:
     hidden = b.op("Gemm", "x", b.weight(16, 8))
     model = b.model(b.op("Gemm", hidden, b.weight(8, 4)), ["n", 16])
     x = samples(64, 16)
-    report = sensitivity(model, from_arrays(inputs_of(model), {"x": x}))
+    data = from_arrays(inputs_of(model), {"x": x})
+    report = sensitivity(model, data, PtqConfig(calibrator="max"))
     names = {layer.name: layer for layer in report.layers}
     last = names[model.graph.node[1].name]
     # By hand: the hidden tensor and the output at 255 steps, weights at 127 steps a channel.

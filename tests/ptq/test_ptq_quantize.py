@@ -14,7 +14,7 @@ from tinyq.ptq import PtqConfig, from_arrays, inputs_of, quantize
 CNN = samples(96, 3, 12, 12)
 SQNR = {
     # configuration: lowest signal to noise ratio at the output in dB
-    "default": (PtqConfig(), 25),
+    "max": (PtqConfig(calibrator="max"), 25),
     "symmetric": (PtqConfig(symmetric=True), 22),
     "uint8": (PtqConfig(activations="uint8"), 25),
     "uint8-symmetric": (PtqConfig(activations="uint8", symmetric=True), 22),
@@ -22,7 +22,7 @@ SQNR = {
     "per-tensor": (PtqConfig(per_channel=False), 22),
     "percentile": (PtqConfig(calibrator="percentile", percentile=99.9), 22),
     "entropy": (PtqConfig(calibrator="entropy"), 18),
-    "mse": (PtqConfig(calibrator="mse"), 25),
+    "default": (PtqConfig(), 25),
     "bias-correction": (PtqConfig(bias_correction=True), 25),
     "equalize": (PtqConfig(equalize=True), 24),
     "int4-adaround": (PtqConfig(weights="int4", rounding="adaround", bias_correction=True), 14),

@@ -45,7 +45,7 @@ class PtqConfig:
         batch_size: samples in one run of onnxruntime, where the model's batch is not fixed.
     """
 
-    calibrator: str = "max"
+    calibrator: str = "mse"
     percentile: float = 99.99
     weights: str = "int8"
     activations: str = "int8"

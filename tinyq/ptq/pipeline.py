@@ -199,7 +199,7 @@ def quantize(
     Args:
         model: path or model, float32, opset 13 or newer (older ones are converted).
         calibration: typical samples; None estimates ranges without any, which the report warns of.
-        config: what to do; defaults are int8, per channel, affine, ``max``.
+        config: what to do; defaults are int8, per channel, affine, ``mse``.
         progress: called with (stage, done, total).
 
     Raises:
