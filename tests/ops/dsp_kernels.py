@@ -256,6 +256,7 @@ class Dense:
     qmax: int = 127
     unroll: int = 0
     fixes: int = 0
+    direct: bool = False
 
     @property
     def macs(self) -> int:
@@ -265,7 +266,7 @@ class Dense:
     def name(self) -> str:
         return (
             f"dense_{self.k}_{self.o}_{self.mode}_pre{self.pre_shift}_q{self.qmin}_{self.qmax}"
-            f"_u{self.unroll}_f{self.fixes}"
+            f"_u{self.unroll}_f{self.fixes}{'_direct' * self.direct}"
         )
 
 
@@ -287,14 +288,19 @@ def add_dense(program: Program, case: Dense, rng: np.random.Generator) -> None:
     k4 = (case.k + 3) // 4 * 4
     unroll = largest_unroll(k4 // 4, case.unroll or 16)
     mv = f"mv_{k4}_{case.o}_{case.mode}_{requant.pre_shift}_{requant.post_shift}_{unroll}"
-    mv += f"_{case.qmin + 128}_{case.qmax}"
+    mv += f"_{case.qmin + 128}_{case.qmax}{'_direct' * case.direct}"
     program.functions[mv] = render(
         "ops/matvec_s8_dsp.c.j2", fn=mv, k4=k4, o=case.o, mode=case.mode,
         pre_shift=requant.pre_shift, post_shift=requant.post_shift, qmin=case.qmin,
-        qmax=case.qmax, unroll=unroll,
+        qmax=case.qmax, unroll=unroll, direct=case.direct,
     )  # fmt: skip
     fn = f"dense_{len(program.names)}"
-    program.functions[fn] = render("ops/dense_s8_dsp.c.j2", fn=fn, mv=mv, k=case.k, fixes=fixes)
+    program.functions[fn] = render(
+        "ops/dense_s8_dsp.c.j2", fn=fn, mv=mv, k=case.k, direct=case.direct, fixes=fixes
+    )
+    if case.direct:
+        program.functions[f"{fn}_case"] = _IGNORES_SCRATCH.replace("FN", fn)
+        fn += "_case"
     program.case(
         case.name, fn, x, packing.pack_matvec(weight, case.mode), requant, expected,
         packing.dense_scratch_bytes(case.k),
@@ -352,7 +358,8 @@ def add_depthwise(program: Program, case: Conv, rng: np.random.Generator, varian
 
 
 _IGNORES_SCRATCH = """
-static void FN_case(const int8_t *x, int8_t *y, const int8_t *w, const tinyq_requant_t *rq, void *scratch) {
+static void FN_case(
+    const int8_t *x, int8_t *y, const int8_t *w, const tinyq_requant_t *rq, void *scratch) {
     (void)scratch;
     FN(x, y, w, rq);
 }

@@ -69,7 +69,17 @@ def dense_cases() -> list[Dense]:
               -128 + 7 * (i % 3), 127 - 4 * (i % 2), i % 2 + 1, i % 3)
         for i, o in enumerate((*SIZES, *range(1, 10)))
     ]  # fmt: skip
-    return [*cases, Dense(640, 5, "mixed"), Dense(2052, 7, "plain"), Dense(4104, 2, "wide")]
+    cases += [
+        Dense(4 * i, 10 - i, MODES[i % 3], 3 * (i % 2), unroll=i % 3 + 1, fixes=i % 3, direct=True)
+        for i in range(1, 10)
+    ]
+    return [
+        *cases,
+        Dense(2052, 3, "mixed", direct=True),
+        Dense(640, 5, "mixed"),
+        Dense(2052, 7, "plain"),
+        Dense(4104, 2, "wide"),
+    ]
 
 
 def depthwise(h: int, w: int, c: int, k: tuple[int, int], m: int = 1, **other: Any) -> Conv:

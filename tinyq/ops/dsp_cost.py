@@ -67,10 +67,15 @@ def matvec_cost(k4: int, channels: int, mode: MatmulMode, unroll: int, end: Epil
     return 20 + total + (block(1) if channels % 2 else 0)
 
 
-def dense_cost(inputs: int, channels: int, mode: MatmulMode, unroll: int, end: Epilogue) -> int:
-    """dense_s8_dsp.c.j2: expansion of the input, then the product."""
+def dense_cost(
+    inputs: int, channels: int, mode: MatmulMode, unroll: int, end: Epilogue, direct: bool = False
+) -> int:
+    """dense_s8_dsp.c.j2: expansion of the input, then the product, or both at once."""
     k4 = (inputs + 3) // 4 * 4
-    return 15 + inputs * 21 // 16 + matvec_cost(k4, channels, mode, unroll, end)
+    product = matvec_cost(k4, channels, mode, unroll, end)
+    if direct:
+        return 15 + product + 2 * (k4 // 4) * -(-channels // 4)
+    return 15 + inputs * 21 // 16 + product
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,13 @@ class ProductParams(NamedParams):
 
 @dataclass(frozen=True)
 class VectorParams(NamedParams):
-    """``ops/matvec_s8_dsp.c.j2``: one column of ``k4`` by ``o`` channels."""
+    """``ops/matvec_s8_dsp.c.j2``: one column of ``k4`` by ``o`` channels; ``direct``: int8."""
 
     k4: int
     o: int
     mode: str
     unroll: int
+    direct: bool
     pre_shift: int
     post_shift: int
     qmin: int
@@ -81,9 +82,10 @@ class ColumnsParams(NamedParams):
 
 @dataclass(frozen=True)
 class VectorDenseParams(NamedParams):
-    """``ops/dense_s8_dsp.c.j2`` (variable ``mv``: the product)."""
+    """``ops/dense_s8_dsp.c.j2`` (variable ``mv``: the product); ``direct``: without scratch."""
 
     k: int
+    direct: bool
     fixes: Corrections
 
 

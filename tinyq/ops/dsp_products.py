@@ -11,6 +11,7 @@ from tinyq.ops.base import InnerFunction, KernelCall, Refusal
 from tinyq.ops.dsp import Effort
 from tinyq.ops.dsp_params import ColumnsParams, ProductParams, VectorDenseParams, VectorParams
 from tinyq.ops.packing import (
+    PIXELS_PER_BLOCK,
     MatmulMode,
     Weights,
     column_order,
@@ -26,6 +27,9 @@ _LONGEST_COLUMN = 10_920
 """Three int16 columns stay below 64 KiB, the reach of the assembly's constants."""
 
 _LONGEST_VECTOR = 32_764
+
+_LONGEST_EXPANDED = 256
+"""Longer vectors are read as int8 by every four channels: an eighth more work, no scratch."""
 
 _MOST_CHANNELS = 2040
 """Three rows of outputs lie within the offset of a store."""
@@ -54,6 +58,7 @@ def columns_call(
     )
     pixels = g.oh * g.ow
     shape = _shape_of(g)
+    distance = overlap_of(g)
     instructions = dsp_cost.conv_cost(shape, mode, unroll, dsp.epilogue_of(requant))
     return KernelCall(
         name,
@@ -65,7 +70,8 @@ def columns_call(
         ),
         instructions=instructions + 3 * pixels * len(params.fixes),
         code_bytes=dsp_cost.conv_bytes(shape, mode, unroll, dsp.epilogue_of(requant)),
-        in_place=(0,) if shape.pointwise and g.o <= g.c else (),
+        in_place=(0,) if distance is not None and distance <= 0 else (),
+        overlap=distance,
         includes=dsp.INCLUDES,
         reason=f"columns of {k4}, weights {mode}",
         cores=(InnerFunction("mm", "matmul_s8_dsp", "ops/matmul_s8_dsp.c.j2", core),),
@@ -82,23 +88,46 @@ def vector_call(
         return f"more than {_LONGEST_VECTOR} inputs"
     mode: MatmulMode = dsp.mode_for(weights[None], inputs, effort)
     unroll = dsp.largest_unroll(k4 // 4, effort.steps)
-    params = VectorDenseParams(inputs, dsp.corrections_of(requant))
-    core = VectorParams(k4=k4, o=channels, mode=mode, unroll=unroll, **dsp.shifts_of(requant))
+    direct = inputs > _LONGEST_EXPANDED and inputs % 4 == 0
+    params = VectorDenseParams(inputs, direct, dsp.corrections_of(requant))
+    core = VectorParams(
+        k4=k4, o=channels, mode=mode, unroll=unroll, direct=direct, **dsp.shifts_of(requant)
+    )
     end = dsp.epilogue_of(requant)
     return KernelCall(
         name,
         "ops/dense_s8_dsp.c.j2",
         params,
         (dsp.packed(pack_matvec(weights, mode)), *linear.requant_constants(requant)),
-        scratch_bytes=dense_scratch_bytes(inputs),
-        instructions=dsp_cost.dense_cost(inputs, channels, mode, unroll, end)
+        scratch_bytes=0 if direct else dense_scratch_bytes(inputs),
+        instructions=dsp_cost.dense_cost(inputs, channels, mode, unroll, end, direct)
         + 4 * len(params.fixes),
         code_bytes=dsp_cost.dense_bytes(inputs, channels, mode, unroll, end),
-        in_place=(0,) if channels <= inputs else (),
+        in_place=() if direct else (0,),
+        overlap=None if direct else -inputs,
         includes=dsp.INCLUDES,
         reason=f"four channels at a time, weights {mode}",
         cores=(InnerFunction("mv", "matvec_s8_dsp", "ops/matvec_s8_dsp.c.j2", core),),
     )
+
+
+def overlap_of(g: ColumnsParams) -> int | None:
+    """Least bytes by which y has to begin before x (:class:`KernelCall`), blocks written in order.
+
+    The pixels of a block are read before its outputs are written, and what later blocks read must
+    not be written yet. None with groups, which go over the whole input one after another.
+    """
+    if g.groups > 1:
+        return None
+    pixels = np.arange(g.oh * g.ow)
+    top = np.maximum(pixels // g.ow * g.sh - g.pt, 0)
+    left = np.maximum(pixels % g.ow * g.sw - g.pl, 0)
+    reads = (top * g.w + left) * g.c
+    later = np.minimum.accumulate(reads[::-1])[::-1]
+    written = np.arange(PIXELS_PER_BLOCK, pixels.size, PIXELS_PER_BLOCK)
+    if written.size == 0:
+        return -g.h * g.w * g.c
+    return int((written * g.o - later[written]).max())
 
 
 def _inside(g: ColumnsParams) -> bool:
