@@ -31,8 +31,18 @@ def compile_command(
         Literal["speed", "size", "balanced"], typer.Option(help="What kernels are chosen for.")
     ] = "balanced",
     oracle: Annotated[
-        Literal["ort"], typer.Option(help="Whose arithmetic the integers follow.")
+        Literal["ort", "cmsis-nn"], typer.Option(help="Whose arithmetic the integers follow.")
     ] = "ort",
+    kernels: Annotated[
+        Literal["tinyq", "cmsis-nn", "auto"],
+        typer.Option(help="tinyq's own, CMSIS-NN's wherever they fit, or whichever costs less."),
+    ] = "tinyq",
+    cmsis_nn: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", help="CMSIS-NN's folder, for --kernels.", envvar="CMSIS_NN_DIR"
+        ),
+    ] = "",
     io: Annotated[
         Literal["int8", "float"],
         typer.Option(help="float adds C functions that quantize inputs and dequantize outputs."),
@@ -48,7 +58,16 @@ def compile_command(
     from tinyq.api import CompileOptions, compile_model
     from tinyq.codegen import write_program
 
-    options = CompileOptions(target, name, optimize, oracle, io, parse_shapes(shape or ()))
+    options = CompileOptions(
+        target=target,
+        name=name,
+        optimize=optimize,
+        oracle=oracle,
+        io=io,
+        shapes=parse_shapes(shape or ()),
+        kernels=kernels,
+        cmsis_nn=cmsis_nn,
+    )
     with progress(quiet or as_json) as tell:
         compiled = compile_model(model, options, tell)
     folder = output or Path(compiled.program.name)

@@ -34,8 +34,18 @@ def targets_command(as_json: Json = False) -> None:
 
 
 @guarded
-def ops_command(as_json: Json = False) -> None:
+def ops_command(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as it stands in the README.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the operators that are supported, their ONNX names and their kernels."""
+    if markdown:
+        from tinyq.report.operators import operators_markdown
+
+        typer.echo(operators_markdown(), nl=False)
+        return
     from tinyq.ops import REGISTRY
 
     operators = list(REGISTRY.operators.values())
