@@ -10,6 +10,7 @@ from tinyq.passes.adopt_fixed_point import adopt_fixed_point
 from tinyq.passes.commute_qdq import commute_qdq
 from tinyq.passes.dead_channels import remove_dead_channels
 from tinyq.passes.lower import lower
+from tinyq.passes.name_outputs import name_outputs
 from tinyq.passes.remove_transposes import remove_transposes
 from tinyq.passes.simplify import merge_reshapes
 from tinyq.passes.synthesize import synthesize_requantization
@@ -37,7 +38,7 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
     else:
         integer, more = remove_dead_channels(integer)
     notes = (*notes, *more)
-    integer = synthesize_requantization(integer)
+    integer = synthesize_requantization(name_outputs(integer, [v.name for v in graph.outputs]))
     left = [node.name for node in integer.nodes if node.op == "transpose"]
     if left:
         notes = (*notes, f"{len(left)} transposes are left: {', '.join(left[:5])}")
