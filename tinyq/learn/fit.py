@@ -25,7 +25,8 @@ class FitConfig:
     """How :func:`fit` trains.
 
     Adam with a cosine to zero; ``quantizer_lr`` for steps and thresholds, without weight decay.
-    ``clip`` is the largest gradient norm. λ of EWGS is found anew every ``ewgs_every`` epochs;
+    ``clip`` is the largest gradient norm. λ of EWGS is found anew every ``ewgs_every`` epochs, with
+    at most ``ewgs_probes`` random vectors;
     ``guarded`` False leaves its guards out, to show what they are for. ``warm_up`` (epochs of EWGS
     at λ = 0) lets the network settle first.
     """
@@ -36,6 +37,7 @@ class FitConfig:
     weight_decay: float = 0.0
     clip: float | None = 1.0
     ewgs_every: int = 1
+    ewgs_probes: int = 50
     warm_up: int = 1
     guarded: bool = True
 
@@ -144,7 +146,9 @@ def _refresh_strength(
         return
     model.train()
     three = [(x.to(device), y.to(device)) for x, y in islice(iter(data), 3)]
-    result.strengths.append(update_ewgs(model, three, loss, guarded=config.guarded))
+    result.strengths.append(
+        update_ewgs(model, three, loss, probes=config.ewgs_probes, guarded=config.guarded)
+    )
 
 
 def _save(

@@ -40,7 +40,8 @@ def weight_quantizer(config: QuantConfig, weight: Tensor, bits: int) -> WeightQu
     channel, whatever the others are.
     """
     name = config.weight_quantizer if bits == config.weight_bits else "uniform"
-    rounding = estimator(config.weight_estimator, config)
+    # At the 8 bits of first and last layers rounding moves nothing: no help with the gradient.
+    rounding = estimator(config.weight_estimator if bits == config.weight_bits else "ste", config)
     threshold: float | None = None
     if name == "inq":
         made: WeightQuantizer = INQQuantizer(bits, rounding, per_channel=config.per_channel)
