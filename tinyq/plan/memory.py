@@ -1,20 +1,20 @@
 """The memory plan: lifetimes, overlays, placement.
 
 Time is the index of the layer. A tensor lives from the layer that writes it to the last one that
-reads it; graph inputs from before the first layer (-1), graph outputs until after the last one.
+reads it; graph inputs from before the first layer (-1), graph outputs until after the last one. At
+the layer where an input dies and an output begins, the kernel may allow the two to share memory: at
+one offset (in place), or with the output a stated distance lower, so that it follows the reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tinyq.ir import Value
-from tinyq.plan.placement import ALIGNMENT, Span, lower_bound, place
+from tinyq.plan.placement import ALIGNMENT, Allowance, Span, lower_bound, place
 from tinyq.plan.verify import verify_plan
 from tinyq.select import Layer, Schedule
-
-_Policy = Callable[[Value, Value], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,8 @@ class MemoryPlan:
     """Where everything lies in the arena; all numbers are bytes, offsets are 16-byte aligned.
 
     ``offsets`` has every run-time tensor, ``scratch`` one entry a layer (None without scratch).
-    ``overlays`` names the input that each layer's output overlays (alias or in place), or None.
+    ``overlays`` names the input whose memory each layer's output covers (alias, in place, or in
+    part), or None.
     ``live_bytes`` is the largest number of bytes that are live at one time: no placement of these
     buffers is smaller.
     """
@@ -35,27 +36,10 @@ class MemoryPlan:
 
 
 def plan(schedule: Schedule) -> MemoryPlan:
-    """The smallest plan found among three policies of overlaying; it is proved before it returns.
-
-    Overlaying a large input by a small output keeps the large buffer alive, so that doing it
-    always is not always best: always, only between equal sizes, and never are all tried.
-    """
-    plans = [_plan(schedule, policy) for policy in (_any_size, _equal_size, _never)]
-    best = min(plans, key=lambda candidate: candidate.arena_bytes)
-    verify_plan(schedule, best)
-    return best
-
-
-def _any_size(source: Value, result: Value) -> bool:
-    return result.type.bytes <= source.type.bytes
-
-
-def _equal_size(source: Value, result: Value) -> bool:
-    return result.type.bytes == source.type.bytes
-
-
-def _never(source: Value, result: Value) -> bool:
-    return False
+    """The smallest plan found; it is proved before it returns."""
+    found = _plan(schedule)
+    verify_plan(schedule, found)
+    return found
 
 
 class _Buffers:
@@ -97,52 +81,70 @@ class _Buffers:
         return {r: Span(self.start[r], self.last[r], self.size[r]) for r in self.start}
 
 
-def _plan(schedule: Schedule, may_overlay: _Policy) -> MemoryPlan:
+def _plan(schedule: Schedule) -> MemoryPlan:
     buffers = _Buffers(schedule)
     for value in schedule.graph.inputs:
         buffers.define(value, -1)
-    overlays = tuple(_define(layer, buffers, may_overlay) for layer in schedule.layers)
+    for layer in schedule.layers:
+        _define(layer, buffers)
     roots = buffers.spans()
     with_scratch = [layer for layer in schedule.layers if layer.call.scratch_bytes]
     spans = [
         *roots.values(),
         *(Span(la.index, la.index, la.call.scratch_bytes) for la in with_scratch),
     ]
-    placed = place(spans)
+    allowances = _allowances(schedule, buffers, {root: k for k, root in enumerate(roots)})
+    placed = place(spans, allowances)
     at = dict(zip(roots, placed, strict=False))
+    offsets = {value: at[root] for value, root in buffers.root.items()}
     scratch: list[int | None] = [None] * len(schedule.layers)
     for layer, offset in zip(with_scratch, placed[len(roots) :], strict=True):
         scratch[layer.index] = offset
     used = [offset + span.bytes for offset, span in zip(placed, spans, strict=True)]
     return MemoryPlan(
         arena_bytes=max([1, *used]),
-        live_bytes=lower_bound(spans),
-        offsets={value: at[root] for value, root in buffers.root.items()},
+        live_bytes=lower_bound(spans, allowances),
+        offsets=offsets,
         scratch=tuple(scratch),
-        overlays=overlays,
+        overlays=tuple(_overlaid(layer, offsets) for layer in schedule.layers),
     )
 
 
-def _define(layer: Layer, buffers: _Buffers, may_overlay: _Policy) -> Value | None:
-    """Give the outputs of a layer their buffers; returns the input that the first one overlays."""
-    source = layer.inputs[0] if layer.call.alias else _overlay(layer, buffers, may_overlay)
+def _define(layer: Layer, buffers: _Buffers) -> None:
+    """Give the outputs of a layer their buffers."""
     for number, value in enumerate(layer.outputs):
-        if number == 0 and source is not None:
-            buffers.share(value, source, layer.index)
+        if number == 0 and layer.call.alias:
+            buffers.share(value, layer.inputs[0], layer.index)
         else:
             buffers.define(value, layer.index)
-    return source
 
 
-def _overlay(layer: Layer, buffers: _Buffers, may_overlay: _Policy) -> Value | None:
-    """The input that the first output may overwrite, None when there is none."""
-    for index in layer.call.in_place:
-        value = layer.inputs[index]
-        root = buffers.root[value]
-        # Another operand in the same buffer is overwritten too, so it has to allow it as well.
-        sharing = [k for k, v in enumerate(layer.inputs) if buffers.root[v] is root]
-        allowed = all(k in layer.call.in_place for k in sharing)
-        if allowed and buffers.dies_at(value, layer.index) and may_overlay(value, layer.outputs[0]):
+def _allowances(
+    schedule: Schedule, buffers: _Buffers, index: Mapping[Value, int]
+) -> dict[tuple[int, int], Allowance]:
+    """Which outputs may lie over inputs that nothing reads after their layer."""
+    found: dict[tuple[int, int], Allowance] = {}
+    for layer in schedule.layers:
+        if layer.call.alias:
+            continue
+        result = layer.outputs[0]
+        for root in dict.fromkeys(buffers.root[value] for value in layer.inputs):
+            # Every operand in the buffer is overwritten, so each has to allow it.
+            operands = [k for k, v in enumerate(layer.inputs) if buffers.root[v] is root]
+            exact = all(k in layer.call.in_place for k in operands)
+            exact = exact and result.type.bytes <= layer.inputs[operands[0]].type.bytes
+            distance = layer.call.overlap if operands == [0] else None
+            if buffers.dies_at(root, layer.index) and (exact or distance is not None):
+                found[index[buffers.root[result]], index[root]] = Allowance(exact, distance)
+    return found
+
+
+def _overlaid(layer: Layer, offsets: Mapping[Value, int]) -> Value | None:
+    """The input whose memory the first output covers, in whole or in part."""
+    result = layer.outputs[0]
+    low, high = offsets[result], offsets[result] + result.type.bytes
+    for value in layer.inputs:
+        if low < offsets[value] + value.type.bytes and offsets[value] < high:
             return value
     return None
 

@@ -99,12 +99,13 @@ def _run(layer: Layer, arena: _Arena) -> None:
 
 
 def _may_share(layer: Layer, index: int, arena: _Arena) -> bool:
-    """Whether the first output may overwrite this input: in place, at the same start."""
-    if index not in layer.call.in_place:
-        return False
+    """Whether the first output may overwrite this input where it lies: in place, or behind it."""
     low, high = arena.range_of(layer.inputs[index])
     start, end = arena.range_of(layer.outputs[0])
-    return low == start and end <= high
+    if index in layer.call.in_place and low == start and end <= high:
+        return True
+    distance = layer.call.overlap
+    return index == 0 and distance is not None and start + distance <= low
 
 
 def _check_scratch(layer: Layer, arena: _Arena) -> None:
