@@ -27,12 +27,12 @@ def exactness_text(exactness: Mapping[str, Any]) -> str:
 
 
 def why(layer: Mapping[str, Any]) -> str:
-    """Why the layer's kernel was chosen: its own reason, then what the others say."""
+    """Why the layer's kernel was chosen; refusals matter where only a portable one is left."""
     parts = [layer["reason"]] if layer["reason"] else []
-    parts += [f"{entry['kernel']}: {entry['reason']}" for entry in layer["refusals"]]
-    better = [e["kernel"] for e in layer["alternatives"]]
-    if better:
-        parts.append(f"before {', '.join(better)}")
+    if layer["reason"] == "portable":
+        parts += [f"{entry['kernel']}: {entry['reason']}" for entry in layer["refusals"]]
+    if layer["alternatives"]:
+        parts.append(f"best of {len(layer['alternatives']) + 1}")
     return "; ".join(parts)
 
 
