@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 from tinyq.errors import TinyqError, error
 
 if TYPE_CHECKING:
+    import onnx
+
     from tinyq.codegen import Program
+    from tinyq.codegen.program import Library
     from tinyq.ir import Graph
     from tinyq.plan import MemoryPlan
-    from tinyq.codegen.program import Library
     from tinyq.select import Libraries, Schedule
     from tinyq.verification.verify import Progress, Subject, VerifyOptions, VerifyReport
 
-ORACLES = ("ort", "cmsis-nn")
+ORACLES = ("ort", "tflite", "cmsis-nn")
 KERNELS = ("tinyq", "cmsis-nn", "auto")
 IO = ("int8", "float")
 STAGES = ("integer", "qdq")
+TFLITE = ".tflite"
 
 
 @dataclass(frozen=True)
@@ -57,27 +60,52 @@ class Compiled:
 
 
 def lower_model(model: Path, options: CompileOptions) -> tuple[Graph, tuple[str, ...], bytes]:
-    """The integer graph of a model file, notes of the passes, and the model as one ONNX file."""
-    from tinyq.frontends.onnx import import_model, load_model, opset
+    """The integer graph of a model file, notes of the passes, and the model as one file.
+
+    That file is ONNX, also of a TensorFlow Lite model, unless TensorFlow Lite is the oracle.
+    """
+    from tinyq.frontends.onnx import import_model, opset
     from tinyq.frontends.ort import IslandEvaluator
+    from tinyq.ops.lowering import Evaluate
     from tinyq.passes.pipeline import to_integer
 
-    proto = load_model(model)
+    proto = read_model(model)
+    evaluate: Evaluate = IslandEvaluator(opset(proto))
+    kept = proto.SerializeToString(deterministic=True)
+    if options.oracle == "tflite":
+        from tinyq.frontends.tflite import load_tflite
+        from tinyq.frontends.tflite_oracle import TfliteEvaluator
+
+        if model.suffix != TFLITE:
+            raise error("TQ303", f"--oracle tflite for {model.name}", "It needs a .tflite model.")
+        source = load_tflite(model)
+        evaluate, kept = TfliteEvaluator(source), source.raw
     graph = import_model(proto, options.shapes, str(model))
-    lowered = to_integer(graph, IslandEvaluator(opset(proto)), options.oracle)
-    return lowered.graph, lowered.notes, proto.SerializeToString(deterministic=True)
+    lowered = to_integer(graph, evaluate, options.oracle)
+    return lowered.graph, lowered.notes, kept
+
+
+def read_model(model: Path) -> onnx.ModelProto:
+    """A model file as ONNX: as it is, or converted from TensorFlow Lite (``.tflite``)."""
+    if model.suffix == TFLITE:
+        from tinyq.frontends.tflite import load_tflite, to_onnx
+
+        return to_onnx(load_tflite(model))
+    from tinyq.frontends.onnx import load_model
+
+    return load_model(model)
 
 
 def inspect_model(
     model: Path, stage: str = "integer", shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> str:
     """The text form of a model: as imported (``qdq``), or lowered to integers (``integer``)."""
-    from tinyq.frontends.onnx import import_model, load_model
+    from tinyq.frontends.onnx import import_model
     from tinyq.ir import to_text
 
     _one_of("stage", stage, STAGES)
     if stage == "qdq":
-        return to_text(import_model(load_model(model), shapes, str(model)))
+        return to_text(import_model(read_model(model), shapes, str(model)))
     graph, _, _ = lower_model(model, CompileOptions("", shapes=shapes or {}))
     return to_text(graph)
 
@@ -171,9 +199,18 @@ def open_folder(folder: Path, layers: bool = False) -> Subject:
     options = CompileOptions(manifest["target"], oracle=manifest["oracle"], shapes=shapes)
     path = folder / manifest["model"]
     graph, _, _ = lower_model(path, options)
+    origins = graph.origins if layers else ()
+    if manifest["oracle"] == "tflite":
+        from tinyq.frontends.tflite import load_tflite
+        from tinyq.frontends.tflite_oracle import TfliteOracle
+
+        source = load_tflite(path)
+        exposed = tuple(dict.fromkeys(o.name for o in origins if o.name in source.producer))
+        reference = TfliteOracle(source, graph, exposed)
+        return Subject(load_network(folder), graph, "TensorFlow Lite (BUILTIN_REF)", reference)
     proto = load_model(path)
     known = {name for node in proto.graph.node for name in node.output}
-    names = dict.fromkeys(o.name for o in graph.origins if layers and o.name in known)
+    names = dict.fromkeys(o.name for o in origins if o.name in known)
     gaps = {
         "onnxruntime (x86 default)": OrtOracle(proto, graph, integer_kernels=False),
         "onnxruntime (not optimised)": OrtOracle(

@@ -53,6 +53,17 @@ static inline int32_t tinyq_rescale_ties(int32_t acc, int32_t multiplier, int32_
     return (sum - late) >> post_shift;
 }
 
+/* acc * multiplier * 2^(shift - 31), rounded twice: the high half of the doubled product half up, the
+ * remaining right shift half away from zero. acc << shift fits int32 where shift is positive. */
+static inline int32_t tinyq_rescale_twice(int32_t acc, int32_t multiplier, int shift) {
+    const int32_t scaled = shift > 0 ? (int32_t)((uint32_t)acc << shift) : acc;
+    const int32_t high = (int32_t)(((int64_t)scaled * multiplier + (1 << 30)) >> 31);
+    const int right = shift < 0 ? -shift : 0;
+    const int32_t mask = (int32_t)((UINT32_C(1) << right) - 1U);
+    const int32_t half = (mask >> 1) + (high < 0 ? 1 : 0);
+    return (high >> right) + ((high & mask) > half ? 1 : 0);
+}
+
 /* v limited to [low, high], which lie in int8. */
 static inline int8_t tinyq_clamp_s8(int32_t v, int32_t low, int32_t high) {
     v = v < low ? low : v;

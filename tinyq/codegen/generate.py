@@ -108,7 +108,7 @@ def generate(
     }
     contents = {path: text.encode("utf-8") for path, text in texts.items()}
     if options.model:
-        contents[f"{name}.onnx"] = options.model
+        contents[options.model_file(name)] = options.model
     files = dict(sorted(contents.items()))
     return Program(name, files, manifest)
 

@@ -32,7 +32,7 @@ def build_manifest(
         "oracle": options.oracle,
         "io": options.io,
         "cflags": list(options.cflags),
-        "model": f"{name}.onnx" if options.model else "",
+        "model": options.model_file(name),
         "shapes": {key: list(shape) for key, shape in sorted(options.shapes.items())},
         "inputs": [_tensor(value) for value in schedule.graph.inputs],
         "outputs": [_tensor(value) for value in schedule.graph.outputs],
@@ -70,7 +70,7 @@ def _tensor(value: Value) -> dict[str, Any]:
 def live_bytes(schedule: Schedule, plan: MemoryPlan, layer: Layer) -> int:
     """Bytes of the arena in use while ``layer`` runs, its scratch included; overlays count once."""
     graph, now = schedule.graph, layer.index
-    born = {value: -1 for value in graph.inputs}
+    born = dict.fromkeys(graph.inputs, -1)
     last = dict.fromkeys(graph.outputs, len(schedule.layers))
     for other in schedule.layers:
         born |= dict.fromkeys(other.outputs, other.index)

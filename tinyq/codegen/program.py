@@ -36,10 +36,9 @@ class GenerateOptions:
 
     io: ``int8`` (integers at the edges) or ``float`` (the header also has functions that quantize
     inputs and dequantize outputs). cflags: optimisation flags that the code is meant for. oracle:
-    whose arithmetic the integers follow, for the manifest. model: the ONNX file, kept in the folder
-    so that it can be verified by itself; shapes: how its inputs were fixed.
-    libraries: those whose kernels were chosen. notes: what the passes
-    have to say, for the report.
+    whose arithmetic the integers follow, for the manifest. model: the ONNX or TensorFlow Lite file,
+    kept in the folder so that it can be verified by itself; shapes: how its inputs were fixed.
+    libraries: those whose kernels were chosen. notes: what the passes have to say, for the report.
     """
 
     io: str = "int8"
@@ -49,6 +48,12 @@ class GenerateOptions:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     libraries: tuple[Library, ...] = ()
+
+    def model_file(self, name: str) -> str:
+        """The kept model's file name, empty without a model."""
+        if not self.model:
+            return ""
+        return f"{name}.tflite" if self.model[4:8] == b"TFL3" else f"{name}.onnx"
 
 
 @dataclass(frozen=True, eq=False)

@@ -177,9 +177,7 @@ def _tensors(s: Any, parsed: Any, graph: Any) -> tuple[Tensor, ...]:
         name = names[index] if counts[names[index]] == 1 else f"{names[index]}:{index}"
         dtype = types.get(t.type, "unknown")
         shape = tuple(int(d) for d in (t.shape if t.shape is not None else ()))
-        made.append(
-            Tensor(index, name, shape, dtype, _quant(t), _data(parsed, t, dtype, shape))
-        )
+        made.append(Tensor(index, name, shape, dtype, _quant(t), _data(parsed, t, dtype, shape)))
     return tuple(made)
 
 

@@ -121,9 +121,7 @@ class OnnxWriter:
             self.nodes, "network", inputs, outputs, list(self.constants.values())
         )
         imports = [helper.make_opsetid("", OPSET)]
-        return helper.make_model(
-            graph, opset_imports=imports, ir_version=8, producer_name="tinyq"
-        )
+        return helper.make_model(graph, opset_imports=imports, ir_version=8, producer_name="tinyq")
 
 
 def _info(tensor: Tensor) -> onnx.ValueInfoProto:

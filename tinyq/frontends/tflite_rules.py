@@ -137,9 +137,7 @@ def _binary(onnx_op: str) -> Rule:
 
 def _unary(onnx_op: str, **attributes: object) -> Rule:
     def rule(w: OnnxWriter, op: Operation) -> None:
-        value = w.emit(
-            onnx_op, [w.real(op.input(0))], w.fresh(op.name), name=op.name, **attributes
-        )
+        value = w.emit(onnx_op, [w.real(op.input(0))], w.fresh(op.name), name=op.name, **attributes)
         w.quantize(value, op.outputs[0], op.name)
 
     return rule
@@ -256,7 +254,9 @@ def _concatenation(w: OnnxWriter, op: Operation) -> None:
     if all(t.quant == output.quant for t in tensors) and not op.option("fusedActivationFunction"):
         w.emit("Concat", [w.integers(t) for t in tensors], op.name, axis=axis)
         return
-    value = w.emit("Concat", [w.real(t) for t in tensors], w.fresh(op.name), name=op.name, axis=axis)
+    value = w.emit(
+        "Concat", [w.real(t) for t in tensors], w.fresh(op.name), name=op.name, axis=axis
+    )
     w.quantize(value, output, op.name, op.option("fusedActivationFunction"))
 
 

@@ -15,17 +15,21 @@ import numpy.typing as npt
 
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, QuantParams, TensorType, Value
 from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.fixed_point import FixedPointAttrs, FixedPointMean
 from tinyq.ops.layout import from_nhwc, reshape, to_nhwc, transpose
-from tinyq.ops.linear import output_limits
+from tinyq.ops.linear import LinearRequant, output_limits, requantized
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import AvgPool2dParams, CountRequant, window_counts
 from tinyq.ops.windows import Window, onnx_window
-from tinyq.quant import Requant, apply, build_staircase, synthesize
+from tinyq.quant import FixedPointLinear, Rounding, build_staircase, synthesize
+from tinyq.quant.fixed_point import mean_multiplier, rounded_mean
 from tinyq.target import Core
 
-MeanRule = Literal["image", "window", "axes"]
-"""How the oracle rounds a mean: over the whole image (GlobalAveragePool, and AveragePool with such
-a window), over smaller windows (AveragePool), or over any axes (ReduceMean)."""
+MeanRule = Literal["image", "window", "axes", "away", "unsigned", "twice"]
+"""How the oracle rounds a mean. onnxruntime: over the whole image (GlobalAveragePool, and
+AveragePool with such a window), over smaller windows (AveragePool), or over any axes (ReduceMean).
+TensorFlow Lite: AVERAGE_POOL_2D of int8 (halves of the raw mean away from zero) and of uint8 (the
+same about the zero of its own), MEAN (the fixed-point rule that rounds twice)."""
 
 _NOISE = 1e-5
 """Distance from a half, in output units, within which float32 sums of dequantized elements may
@@ -39,7 +43,8 @@ class MeanOracle:
     image: integer sum times one float32 factor, rounded half to even, then the zero point; exact.
     window: the mean of dequantized float32 elements, the zero point added before rounding.
     axes: the same with the zero point added after rounding.
-    The last two are computed from the exact sum: where the result lies on a half, onnxruntime's
+    away, unsigned, twice: TensorFlow Lite's, in integers alone; exact.
+    window and axes are computed from the exact sum: where the result lies on a half, onnxruntime's
     own sum of rounded elements may fall to either side (:meth:`ambiguous` counts those sums).
     """
 
@@ -52,6 +57,11 @@ class MeanOracle:
 
     def __call__(self, acc: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Outputs of raw sums."""
+        if self.rule == "twice":
+            return self.fixed_point()(acc)
+        if self.rule in ("away", "unsigned"):
+            base = 128 * (self.rule == "unsigned")
+            return np.clip(rounded_mean(acc + base * self.count, self.count) - base, *self.limits)
         centred = (acc - self.count * self.x.zero_point).astype(np.float32)
         x_scale, y_scale = np.float32(self.x.scale), np.float32(self.y.scale)
         if self.rule == "image":
@@ -70,9 +80,23 @@ class MeanOracle:
         """Output units for one unit of the sum."""
         return self.x.scale / (self.y.scale * self.count)
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The output's range."""
+        return self.qmin, self.qmax
+
+    def fixed_point(self) -> FixedPointLinear:
+        """The rule ``twice`` as parameters of one channel."""
+        multiplier, shift = mean_multiplier(self.x.scale, self.y.scale, self.count)
+        return FixedPointLinear(
+            np.array([multiplier]), np.array([shift]), np.zeros(1, np.int64),
+            np.array([-self.count * self.x.zero_point]), self.y.zero_point, Rounding.TWICE,
+            *self.limits,
+        )  # fmt: skip
+
     def ambiguous(self) -> int:
         """Reachable sums at which onnxruntime's float32 arithmetic may round either way."""
-        if self.rule == "image":
+        if self.rule not in ("window", "axes"):
             return 0
         acc = np.arange(-128 * self.count, 127 * self.count + 1)
         real = (acc - self.count * self.x.zero_point) * self.scale
@@ -96,7 +120,7 @@ class AveragePool2dAttrs:
     qmin: int
     qmax: int
     rule: MeanRule
-    requants: tuple[tuple[int, Requant], ...] = ()
+    requants: tuple[tuple[int, LinearRequant], ...] = ()
     ambiguous: int = 0
 
     def __str__(self) -> str:
@@ -115,6 +139,9 @@ class AveragePool2d(Operator):
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
         """The pooled shape, int8."""
+        if isinstance(node.attrs, FixedPointMean):
+            n, _, _, c = node.input(0).type.shape
+            return (TensorType((n, *node.attrs.out_hw, c), DType.INT8, node.output.type.quant),)
         x, w = node.input(0).type, attrs_of(node).window
         size = [
             (x.shape[k + 1] + w.pads[k] + w.pads[k + 2] - w.kernel_hw[k]) // w.stride_hw[k] + 1
@@ -125,6 +152,8 @@ class AveragePool2d(Operator):
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Sum, then requantize by the count of each position."""
+        if isinstance(node.attrs, FixedPointAttrs):
+            return (node.attrs.compute(inputs),)
         a, x = attrs_of(node), inputs[0].astype(np.int64)
         rows, columns = counts_of(node)
         # Taps outside the padding of a count that includes it add nothing.
@@ -133,11 +162,13 @@ class AveragePool2d(Operator):
         result = np.zeros(sums.shape, np.int8)
         for count, requant in a.requants:
             at = counts == count
-            result[:, at] = apply(requant, sums[:, at][..., None])[..., 0]
+            result[:, at] = requantized(requant, sums[:, at][..., None])[..., 0]
         return (result,)
 
-    def synthesize(self, node: Node) -> AveragePool2dAttrs:
+    def synthesize(self, node: Node) -> AveragePool2dAttrs | FixedPointMean:
         """Attributes with one requantization a count."""
+        if isinstance(node.attrs, FixedPointMean):
+            return node.attrs
         a, y = attrs_of(node), node.output.type.quant
         if y is None:
             raise InvalidGraphError(f"'{node.name}' has no output quantization")
@@ -148,7 +179,10 @@ class AveragePool2d(Operator):
             ambiguous += oracle.ambiguous()
             low, high = np.array([-128 * count]), np.array([127 * count])
             stair = build_staircase(oracle, low, high, a.qmin, a.qmax)
-            requants.append((count, synthesize(stair, np.array([oracle.scale]))))
+            requant: LinearRequant = synthesize(stair, np.array([oracle.scale]))
+            if a.rule == "twice" and not requant.exact:
+                requant = oracle.fixed_point()
+            requants.append((count, requant))
         return replace(a, requants=tuple(requants), ambiguous=ambiguous)
 
 
@@ -310,7 +344,12 @@ class AveragePool2dS8(Kernel):
         )  # fmt: skip
 
 
-def _count_requant(count: int, requant: Requant) -> CountRequant:
+def _count_requant(count: int, requant: LinearRequant) -> CountRequant:
+    if isinstance(requant, FixedPointLinear):
+        return CountRequant(
+            count, int(requant.multiplier[0]), int(requant.offset[0]), 0, int(requant.shift[0]),
+            ties="twice", zero_point=requant.zero_point,
+        )  # fmt: skip
     fixes = tuple((fix.accumulator, fix.delta) for fix in requant.fixes)
     return CountRequant(
         count, int(requant.multiplier[0]), int(requant.addend[0]), requant.pre_shift,

@@ -183,6 +183,7 @@ class Conv2dS8(Kernel):
     """Portable C for every convolution on every core."""
 
     name: ClassVar[str] = "conv2d_s8"
+    takes_fixed_point: ClassVar[bool] = True
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible."""
@@ -193,7 +194,7 @@ class Conv2dS8(Kernel):
             self.name,
             "ops/conv2d_s8.c.j2",
             params,
-            (weights_constant(node), *linear.requant_constants(linear.requant_of(node))),
+            (weights_constant(node), *linear.requant_constants(linear.linear_requant_of(node))),
             instructions=9 * taps + 40 * node.output.type.elements,
             reason="portable",
         )
@@ -201,7 +202,7 @@ class Conv2dS8(Kernel):
 
 def conv2d_params(node: Node) -> Conv2dParams:
     """Shape and requantization as the templates of convolutions take them."""
-    a, requant = _attrs(node), linear.requant_of(node)
+    a, requant = _attrs(node), linear.linear_requant_of(node)
     x, w, y = node.input(0).type.shape, node.input(1).type.shape, node.output.type.shape
     return Conv2dParams(
         in_h=x[1], in_w=x[2], in_c=x[3],

@@ -120,6 +120,7 @@ class DenseS8(Kernel):
     """Portable C for every dense layer on every core."""
 
     name: ClassVar[str] = "dense_s8"
+    takes_fixed_point: ClassVar[bool] = True
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible."""
@@ -132,7 +133,7 @@ class DenseS8(Kernel):
             dense_params(node),
             (
                 PackedConstant("weights", weights, f"{weights.dtype}_t"),
-                *linear.requant_constants(linear.requant_of(node)),
+                *linear.requant_constants(linear.linear_requant_of(node)),
             ),
             instructions=cost,
             reason="portable",
@@ -147,7 +148,7 @@ def dense_params(node: Node) -> DenseParams:
         in_features=in_features,
         out_features=out_features,
         weight_type=f"{node.input(1).type.dtype.value}_t",
-        requant=RequantParams.of(linear.requant_of(node)),
+        requant=RequantParams.of(linear.linear_requant_of(node)),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -52,21 +52,26 @@ def is_fixed_point(node: Node) -> bool:
     return bool(getattr(node.attrs, "is_fixed_point", False))
 
 
-def shift_problem(shift: Int64 | int, largest: Int64 | int) -> str:
+def shift_problem(
+    shift: Int64 | int, largest: Int64 | int, deepest: int = MAX_RIGHT_SHIFT
+) -> str:
     """Why the library's result would be undefined, or ''.
 
-    shift: int[C]. largest: the greatest magnitude [C] of a value that is rescaled.
+    shift: int[C]. largest: the greatest magnitude [C] of a value that is rescaled. deepest: the
+    largest right shift that it defines.
     """
     shifts = np.asarray(shift, np.int64)
-    if shifts.min() < -MAX_RIGHT_SHIFT:
-        return f"a right shift of {-int(shifts.min())} is beyond {MAX_RIGHT_SHIFT}"
+    if shifts.min() < -deepest:
+        return f"a right shift of {-int(shifts.min())} is beyond {deepest}"
     left = np.clip(shifts, 0, 31)
     if np.any((np.asarray(largest, np.int64) << left) > 2**31 - 1):
         return f"a left shift of {int(left.max())} leaves 32 bits"
     return ""
 
 
-def fixed_point_linear(node: Node, rounding: Rounding) -> FixedPointLinear | str:
+def fixed_point_linear(
+    node: Node, rounding: Rounding, deepest: int = MAX_RIGHT_SHIFT
+) -> FixedPointLinear | str:
     """The library's parameters of a conv2d or dense node, or why it cannot compute it."""
     oracle, weights = node.attrs.oracle, node.input(1).array.astype(np.int64)
     made = oracle
@@ -82,7 +87,27 @@ def fixed_point_linear(node: Node, rounding: Rounding) -> FixedPointLinear | str
     largest = np.abs(made.bias) + np.maximum(255 * rows, np.abs(made.offset) + 128 * rows)
     if largest.max() > 2**31 - 1:
         return "its sums may leave 32 bits"
-    return shift_problem(made.shift, largest) or made
+    made = _without_idle_shifts(made, largest)
+    return shift_problem(made.shift, largest, deepest) or made
+
+
+def _without_idle_shifts(made: FixedPointLinear, largest: Int64) -> FixedPointLinear:
+    """The same with the factor 0 for channels whose factor gives 0 at every sum up to ``largest``.
+
+    Channels that training made constant have factors so small that the library's shift would be
+    undefined.
+    """
+    ends = np.stack([-largest, largest])
+    rescaled = multiply(ends, made.multiplier, made.shift, made.rounding)
+    idle = (made.shift < -MAX_RIGHT_SHIFT) & np.all(rescaled == 0, axis=0)
+    if not idle.any():
+        return made
+    zero = np.int64(0)
+    return replace(
+        made,
+        multiplier=np.where(idle, zero, made.multiplier),
+        shift=np.where(idle, zero, made.shift),
+    )
 
 
 def _factors(node: Node) -> npt.NDArray[np.float64]:
@@ -285,6 +310,13 @@ class FixedPointSoftmax(FixedPointAttrs):
         reciprocal = one_over_one_plus((total << headroom) - (1 << 31))
         level = rounding_shift(high_multiply(e, reciprocal), SOFTMAX_SUM_BITS - headroom + 23)
         return np.where(used, np.clip(level - 128, -128, 127), -128).astype(np.int8)
+
+    def exponentials(self) -> Int64:
+        """exp(-d * x_scale) for a difference d = 0..255 from the maximum, Q0.31; 0 where unused."""
+        diff = -np.arange(256, dtype=np.int64)
+        used = diff >= self.diff_min
+        scaled = high_multiply(np.where(used, diff, 0) << self.shift, self.multiplier)
+        return np.where(used, exp_on_negative(scaled), 0)
 
     def problem(self) -> str:
         """Why the library cannot compute it, or ''."""

@@ -38,6 +38,9 @@ LinearRequant = Requant | FixedPointLinear
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
+FEW_FIXES = 32
+"""Corrections up to which a synthesised form is preferred to rounding twice literally."""
+
 _CLAMPS = frozenset({"Relu", "Clip"})
 _ACCUMULATOR_LIMIT = 2**31 - 1
 
@@ -278,24 +281,42 @@ def requantize(
 ) -> LinearRequant:
     """Synthesise the integer requantization over every accumulator that ``weights`` can reach.
 
-    A fixed-point oracle that rounds twice is its own requantization.
+    A fixed-point oracle that rounds twice is its own requantization, where it must be or where no
+    other form equals it: the second rounding, half away from zero, bends the line at zero, which
+    shows unless a Relu hides one half.
     """
-    if isinstance(oracle, FixedPointLinear) and oracle.rounding is Rounding.TWICE:
+    twice = isinstance(oracle, FixedPointLinear) and oracle.rounding is Rounding.TWICE
+    if isinstance(oracle, FixedPointLinear) and twice and oracle.literal:
         return oracle
     low, high = accumulator_bounds(
         weights.reshape(len(weights), -1), ACTIVATION_LOW, ACTIVATION_HIGH
     )
     stair = build_staircase(oracle, low, high, oracle.qmin, oracle.qmax)
-    return synthesize(stair, np.where(low == high, 1.0, scale))
+    found = synthesize(stair, np.where(low == high, 1.0, scale))
+    plain = found.ties == "up" and found.uniform_shift and len(found.fixes) <= FEW_FIXES
+    if isinstance(oracle, FixedPointLinear) and twice and not (found.exact and plain):
+        return oracle
+    return found
 
 
 def finish(node: Node, acc: Int64) -> AnyArray:
     """Outputs int8[..., C] (int16 where the range needs it) of raw accumulators int64[..., C]."""
-    requant = node.attrs.requant
+    return requantized(linear_requant_of(node), acc)
+
+
+def requantized(requant: LinearRequant, acc: Int64) -> AnyArray:
+    """Outputs int8[..., C] of raw accumulators int64[..., C], in either form."""
     if isinstance(requant, FixedPointLinear):
         flat = acc.reshape(-1, acc.shape[-1])
         return requant(flat.T).T.reshape(acc.shape).astype(np.int8)
-    return apply(requant_of(node), acc)
+    return apply(requant, acc)
+
+
+def linear_requant_of(node: Node) -> LinearRequant:
+    """The requantization of a linear node in either form; InvalidGraphError before synthesis."""
+    if isinstance(node.attrs.requant, FixedPointLinear):
+        return node.attrs.requant
+    return requant_of(node)
 
 
 def requant_of(node: Node) -> Requant:
@@ -306,8 +327,16 @@ def requant_of(node: Node) -> Requant:
     return requant
 
 
-def requant_constants(requant: Requant) -> tuple[PackedConstant, ...]:
+def requant_constants(requant: LinearRequant) -> tuple[PackedConstant, ...]:
     """Multiplier and addend of every channel, interleaved; then the shifts where they differ."""
+    if isinstance(requant, FixedPointLinear):
+        addend = requant.bias + requant.offset
+        pairs = np.stack([requant.multiplier, addend], axis=1).astype(np.int32)
+        signed = requant.shift.astype(np.int8).view(np.uint8)
+        return (
+            PackedConstant("requant", pairs, "tinyq_requant_t"),
+            PackedConstant("shifts", signed, "uint8_t"),
+        )
     pairs = np.stack([requant.multiplier, requant.addend], axis=1).astype(np.int32)
     constants = (PackedConstant("requant", pairs, "tinyq_requant_t"),)
     if isinstance(requant.post_shift, int):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
-from tinyq.quant import Fix, Requant, Ties
+from tinyq.quant import Fix, FixedPointLinear, Requant, Ties
 
 Shape = tuple[int, ...]
 
@@ -22,7 +23,9 @@ class RequantParams:
     means one shift a channel: the kernel then reads a further constant ``uint8_t shifts[C]``.
     ``fixes`` are (channel, accumulator, delta), delta added before the clamp. ``ties`` other than
     ``up``: exact halves go to even (or, with an odd zero point, odd) outputs, see
-    :class:`tinyq.quant.Requant`.
+    :class:`tinyq.quant.Requant`; ``twice``: the form of :class:`tinyq.quant.FixedPointLinear`,
+    acc + addend rescaled by the multiplier and a signed shift (positive to the left, as uint8),
+    then ``zero_point``.
     """
 
     pre_shift: int
@@ -30,11 +33,15 @@ class RequantParams:
     qmin: int
     qmax: int
     fixes: tuple[Fix, ...] = ()
-    ties: Ties = "up"
+    ties: Ties | Literal["twice"] = "up"
+    zero_point: int = 0
 
     @classmethod
-    def of(cls, requant: Requant) -> RequantParams:
+    def of(cls, requant: Requant | FixedPointLinear) -> RequantParams:
         """The scalar part of synthesised parameters."""
+        if isinstance(requant, FixedPointLinear):
+            limits = (requant.qmin, requant.qmax)
+            return cls(0, None, *limits, ties="twice", zero_point=requant.zero_point)
         shift = requant.post_shift if isinstance(requant.post_shift, int) else None
         return cls(
             requant.pre_shift, shift, requant.qmin, requant.qmax, requant.fixes, requant.ties
@@ -187,6 +194,17 @@ class SoftmaxParams:
 
 
 @dataclass(frozen=True)
+class SoftmaxFixedParams:
+    """``ops/softmax_s8_fixed.c.j2``: rows of ``depth``, 511 at most; constant: ``int32_t`` exp [256].
+
+    gemmlowp's arithmetic; the output has scale 1/256 and zero point -128. May be in place.
+    """
+
+    rows: int
+    depth: int
+
+
+@dataclass(frozen=True)
 class MatMulParams:
     """``ops/matmul_s8.c.j2``: y [batch, m, n] from a [batch, m, k] and b [batch, k, n].
 
@@ -266,7 +284,8 @@ class MaxPool2dParams:
 class CountRequant:
     """Requantization of sums over ``count`` elements: multiplier, addend, and sums to correct.
 
-    ``fixes`` are (sum, delta), delta added before the clamp.
+    ``fixes`` are (sum, delta), delta added before the clamp. ``ties`` "twice": see
+    :class:`RequantParams`, ``post_shift`` being the signed shift.
     """
 
     count: int
@@ -275,7 +294,8 @@ class CountRequant:
     pre_shift: int
     post_shift: int
     fixes: tuple[tuple[int, int], ...] = ()
-    ties: Ties = "up"
+    ties: Ties | Literal["twice"] = "up"
+    zero_point: int = 0
 
 
 @dataclass(frozen=True)

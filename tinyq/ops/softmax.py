@@ -17,11 +17,14 @@ import numpy.typing as npt
 
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
-from tinyq.ops.fixed_point import FixedPointAttrs
+from tinyq.ops.fixed_point import FixedPointAttrs, FixedPointSoftmax
 from tinyq.ops.layout import transpose
 from tinyq.ops.lowering import Emitter, Island
-from tinyq.ops.params import SoftmaxParams
+from tinyq.ops.params import SoftmaxFixedParams, SoftmaxParams
 from tinyq.target import Core
+
+DEPTH_LIMIT = 511
+"""Longest row of the fixed-point form: exponentials of 19 bits sum to less than 2^28."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,4 +132,25 @@ class SoftmaxS8(Kernel):
         )  # fmt: skip
 
 
-Softmax.kernels = (SoftmaxS8(),)
+class SoftmaxS8Fixed(Kernel):
+    """Portable C in gemmlowp's fixed-point arithmetic, which TensorFlow Lite and CMSIS-NN share."""
+
+    name: ClassVar[str] = "softmax_s8_fixed"
+    takes_fixed_point: ClassVar[bool] = True
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """Refuses other arithmetics, and rows whose sum of exponentials leaves its range."""
+        if not isinstance(node.attrs, FixedPointSoftmax):
+            return "the oracle's softmax has another arithmetic"
+        y = node.output.type
+        depth = y.shape[-1] if y.shape else 1
+        if depth > DEPTH_LIMIT:
+            return f"rows of {depth} elements, more than {DEPTH_LIMIT}"
+        return KernelCall(
+            self.name, "ops/softmax_s8_fixed.c.j2", SoftmaxFixedParams(y.elements // depth, depth),
+            (PackedConstant("exp", node.attrs.exponentials().astype(np.int32), "int32_t"),),
+            instructions=45 * y.elements, in_place=(0,), reason="portable",
+        )  # fmt: skip
+
+
+Softmax.kernels = (SoftmaxS8(), SoftmaxS8Fixed())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tinyq.ir import Graph
 from tinyq.ops.lowering import Evaluate
 from tinyq.passes.adopt_fixed_point import adopt_fixed_point
+from tinyq.passes.adopt_tflite import adopt_tflite
 from tinyq.passes.commute_qdq import commute_qdq
 from tinyq.passes.dead_channels import remove_dead_channels
 from tinyq.passes.lower import lower
@@ -33,6 +34,8 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
     """
     integer, notes = lower(commute_qdq(graph), evaluate, oracle)
     integer = merge_reshapes(remove_transposes(integer))
+    if oracle == "tflite":
+        integer = adopt_tflite(integer)
     if oracle == "cmsis-nn":  # what is constant there is not known to the pass on dead channels
         integer, more = adopt_fixed_point(integer)
     else:

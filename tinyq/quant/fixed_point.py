@@ -93,6 +93,8 @@ class FixedPointLinear:
     rounding: Rounding
     qmin: int = -128
     qmax: int = 127
+    literal: bool = True
+    """Whether the requantization must have this very form, or may be any that is equal."""
 
     @classmethod
     def of_scales(
@@ -116,30 +118,16 @@ class FixedPointLinear:
         return np.clip(levels + self.zero_point, self.qmin, self.qmax)
 
 
-@dataclass(frozen=True)
-class TruncatingMean:
-    """AVERAGE_POOL_2D: the mean of raw integers, halves away from zero, input's quantization.
+def rounded_mean(total: Int64, count: int) -> Int64:
+    """AVERAGE_POOL_2D: the mean of raw integers, halves away from zero."""
+    return np.sign(total) * ((np.abs(total) + count // 2) // count)
 
-    acc int64[1, n], sums of ``count`` raw values; ``rebase`` is what those of an unsigned model are
-    larger by (128), for its rounding is about its own zero.
-    """
 
-    count: int
-    qmin: int = -128
-    qmax: int = 127
-    rebase: int = 0
-
-    def __call__(self, acc: Int64) -> Int64:
-        """Outputs of raw sums."""
-        total = acc + self.rebase * self.count
-        half = self.count // 2
-        mean = np.sign(total) * ((np.abs(total) + half) // self.count)
-        return np.clip(mean - self.rebase, self.qmin, self.qmax)
-
-    @property
-    def scale(self) -> float:
-        """Output units for one unit of the sum."""
-        return 1.0 / self.count
+def mean_multiplier(x_scale: float, y_scale: float, count: int) -> tuple[int, int]:
+    """MEAN: the fixed-point form of x_scale / (y_scale * count), the count divided in last."""
+    multiplier, shift = quantize_multiplier(x_scale / y_scale)
+    extra = min(count.bit_length() - 1, 32, 31 + shift)
+    return (multiplier << extra) // count, shift - extra
 
 
 def add_pairs(
