@@ -52,7 +52,7 @@ VARIANTS = (
 
 
 def kill_filters(prepared: nn.Module, filters: tuple[int, ...]) -> None:
-    """Put filters at the layer's mean, which normalisation maps to zero, with ReLU open behind them.
+    """Put filters at the layer's mean, which normalisation maps to zero; open the ReLU behind.
 
     A dead filter whose BatchNorm bias is negative is cut off by ReLU and harms nobody.
     """
@@ -123,9 +123,8 @@ def main() -> None:
         final = [r["accuracy"][-1] for r in runs]
         lowest = min(min(r["accuracy"]) for r in runs)
         strength = max((max(r["strength"], default=0.0) for r in runs), default=0.0)
-        print(
-            f"| {label} | {strength:.3g} | {np.mean(final):.1f} ± {np.std(final):.1f} | {lowest:.1f} |"
-        )
+        spread = f"{np.mean(final):.1f} ± {np.std(final):.1f}"
+        print(f"| {label} | {strength:.3g} | {spread} | {lowest:.1f} |")
     plot(results, sys.argv[1] if len(sys.argv) > 1 else "apot_ewgs.png")
 
 
