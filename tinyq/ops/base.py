@@ -79,8 +79,10 @@ class KernelCall:
     unless None, is the least distance in bytes from the start of the first output up to the start
     of the first non-constant input at which the two may share memory: 528 where the output has to
     begin at least 528 bytes before the input, -64 where it may also begin up to 64 bytes after it
-    (what of the input it covers is lost). ``alias`` marks a node that needs no code when its output
-    overlays its first input.
+    (what of the input it covers is lost). ``phase``, unless 0: they may also share memory wherever
+    their starts differ by a multiple of that many bytes (a kernel that finishes one channel after
+    another touches no byte of a later one then). ``alias`` marks a node that needs no code when its
+    output overlays its first input.
     """
 
     kernel: str
@@ -92,6 +94,7 @@ class KernelCall:
     code_bytes: int = 0
     in_place: tuple[int, ...] = ()
     overlap: int | None = None
+    phase: int = 0
     alias: bool = False
     includes: tuple[str, ...] = ()
     reason: str = ""

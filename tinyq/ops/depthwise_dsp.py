@@ -81,6 +81,7 @@ class _Task:
             instructions=instructions + 4 * g.oh * g.ow * len(planes.fixes),
             code_bytes=code_bytes,
             in_place=(0,) if alone else (),
+            phase=g.c if self.multiplier == 1 else 0,
             includes=dsp.INCLUDES,
             reason=f"one channel at a time, {planes.variant}",
             cores=() if core is None else (core,),
@@ -115,7 +116,7 @@ def _stride2(task: _Task) -> KernelCall | None:
         return None
     fixes = dsp.corrections_of(task.requant)
     end = dsp.epilogue_of(task.requant)
-    unroll = 1 if task.effort is dsp.COMPACT else 4
+    unroll = min(task.effort.outputs, 2)
     params = Stride2Params(
         h=g.h, w=g.w, c=g.c, oh=g.oh, ow=g.ow, pt=g.pt, pl=g.pl, in_zp=g.in_zp, unroll=unroll,
         fixes=fixes, in_place=bool(fixes), **dsp.shifts_of(task.requant),

@@ -133,9 +133,11 @@ def _allowances(
             operands = [k for k, v in enumerate(layer.inputs) if buffers.root[v] is root]
             exact = all(k in layer.call.in_place for k in operands)
             exact = exact and result.type.bytes <= layer.inputs[operands[0]].type.bytes
-            distance = layer.call.overlap if operands == [0] else None
-            if buffers.dies_at(root, layer.index) and (exact or distance is not None):
-                found[index[buffers.root[result]], index[root]] = Allowance(exact, distance)
+            first = operands == [0]
+            distance = layer.call.overlap if first else None
+            allowance = Allowance(exact, distance, layer.call.phase if first else 0)
+            if buffers.dies_at(root, layer.index) and allowance != Allowance():
+                found[index[buffers.root[result]], index[root]] = allowance
     return found
 
 

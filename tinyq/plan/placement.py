@@ -7,6 +7,7 @@ is met or the budget is spent. The seed is fixed, so that the same network gives
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ _BUDGET = 200_000
 """Comparisons of two buffers that hill climbing may spend: about 0.1 s."""
 
 _SEED = 1
+
+_NEVER = 1 << 40
+"""A period that leaves one offset."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,13 @@ class Span:
 class Allowance:
     """How an output may lie over an input that dies at its layer, instead of apart from it.
 
-    exact: at the same offset. distance: at least this many bytes lower (None: not at all).
+    exact: at the same offset. distance: at least this many bytes lower (None: not at all). phase:
+    wherever the offsets differ by a multiple of this many bytes (0: not at all).
     """
 
     exact: bool = False
     distance: int | None = None
+    phase: int = 0
 
     @property
     def aligned(self) -> int | None:
@@ -52,7 +58,7 @@ class Allowance:
     def union(self, output: int, source: int) -> int:
         """Least bytes that both need together, from their sizes."""
         options = [output + source]
-        if self.exact:
+        if self.exact or self.phase:
             options.append(max(output, source))
         if self.aligned is not None:
             options.append(max(output, source + max(self.aligned, 0)))
@@ -118,33 +124,37 @@ def _duration(span: Span) -> int:
 class _Conflicts:
     """For each buffer those that are live at some common time, and how far off they must begin.
 
-    ``others[k]`` has (j, below, above, exact): k begins at least ``below`` bytes under j or at
-    least ``above`` over it, or, if exact, where j begins. Negative: it may begin that far inside.
+    ``others[k]`` has (j, below, above, period): k begins at least ``below`` bytes under j or at
+    least ``above`` over it (negative: that far inside), or a multiple of ``period`` from where j
+    begins (0: nowhere else).
     """
 
-    others: list[list[tuple[int, int, int, bool]]]
+    others: list[list[tuple[int, int, int, int]]]
 
     @classmethod
     def of(cls, spans: Sequence[Span], allowances: Allowances) -> _Conflicts:
         """By one sweep over the starts."""
-        others: list[list[tuple[int, int, int, bool]]] = [[] for _ in spans]
+        others: list[list[tuple[int, int, int, int]]] = [[] for _ in spans]
         live: list[int] = []
         for k in sorted(range(len(spans)), key=lambda k: spans[k].start):
             live = [other for other in live if spans[other].end >= spans[k].start]
             for j in live:
-                exact = any(
-                    a is not None and a.exact
-                    for a in (allowances.get((k, j)), allowances.get((j, k)))
-                )
+                period = _period(allowances.get((k, j)) or allowances.get((j, k)))
                 k_under_j = _gap(spans[k].aligned, allowances.get((k, j)))
                 j_under_k = _gap(spans[j].aligned, allowances.get((j, k)))
-                others[k].append((j, k_under_j, j_under_k, exact))
-                others[j].append((k, j_under_k, k_under_j, exact))
+                others[k].append((j, k_under_j, j_under_k, period))
+                others[j].append((k, j_under_k, k_under_j, period))
             live.append(k)
         return cls(others)
 
     def __len__(self) -> int:
         return sum(map(len, self.others))
+
+
+def _period(allowance: Allowance | None) -> int:
+    if allowance is not None and allowance.phase:
+        return math.lcm(allowance.phase, ALIGNMENT)
+    return _NEVER if allowance is not None and allowance.exact else 0
 
 
 def _gap(size: int, allowance: Allowance | None) -> int:
@@ -161,26 +171,31 @@ def _greedy(
     offsets = [-1] * len(spans)
     size = 0
     for k in order:
-        forbidden: list[tuple[int, int]] = []
-        for j, below, above, exact in conflicts.others[k]:
-            at = offsets[j]
-            if at < 0:
-                continue
-            if exact and at - below < at < at + above:
-                forbidden += [(at - below, at), (at, at + above)]
-            else:
-                forbidden.append((at - below, at + above))
-        offsets[k] = _first_fit(sorted(forbidden))
+        forbidden = sorted(
+            (offsets[j] - below, offsets[j] + above, offsets[j], period)
+            for j, below, above, period in conflicts.others[k]
+            if offsets[j] >= 0
+        )
+        offsets[k] = _first_fit(forbidden)
         size = max(size, offsets[k] + spans[k].bytes)
     return offsets, size
 
 
-def _first_fit(forbidden: Sequence[tuple[int, int]]) -> int:
-    """The least offset inside none of the open intervals (low, high), sorted by low."""
-    offset = 0
-    for low, high in forbidden:
-        if low < offset < high:
-            offset = high
+def _first_fit(forbidden: Sequence[tuple[int, int, int, int]]) -> int:
+    """The least offset inside none of the open intervals (low, high), sorted by low.
+
+    With (base, period) an interval leaves out the offsets a multiple of ``period`` from ``base``.
+    """
+    offset, moved = 0, True
+    while moved:
+        moved = False
+        for low, high, base, period in forbidden:
+            if low >= offset:
+                break
+            if offset < high and not (period and (offset - base) % period == 0):
+                step = (base - offset) % period if period else high
+                offset = min(high, offset + step)
+                moved = True
     return offset
 
 

@@ -104,7 +104,9 @@ def _may_share(layer: Layer, index: int, arena: _Arena) -> bool:
     start, end = arena.range_of(layer.outputs[0])
     if index in layer.call.in_place and low == start and end <= high:
         return True
-    distance = layer.call.overlap
+    distance, phase = layer.call.overlap, layer.call.phase
+    if index == 0 and phase and (start - low) % phase == 0:
+        return True
     return index == 0 and distance is not None and start + distance <= low
 
 
