@@ -145,7 +145,7 @@ TINYQ_INLINE int32_t tinyq_smmla(int32_t acc, int32_t multiplier, int32_t addend
 #endif
 
 /* Copy and fill of n bytes that may lie at any address. */
-TINYQ_INLINE void tinyq_copy(int8_t *dst, const int8_t *src, int32_t n) {
+static TINYQ_NOINLINE TINYQ_UNUSED void tinyq_copy(int8_t *dst, const int8_t *src, int32_t n) {
     for (; n >= 4; n -= 4, dst += 4, src += 4) {
         tinyq_store32(dst, tinyq_load32(src));
     }
@@ -154,7 +154,7 @@ TINYQ_INLINE void tinyq_copy(int8_t *dst, const int8_t *src, int32_t n) {
     }
 }
 
-TINYQ_INLINE void tinyq_fill(int8_t *dst, int32_t value, int32_t n) {
+static TINYQ_NOINLINE TINYQ_UNUSED void tinyq_fill(int8_t *dst, int32_t value, int32_t n) {
     const uint32_t word = ((uint32_t)value & 0xFFU) * 0x01010101U;
     for (; n >= 4; n -= 4, dst += 4) {
         tinyq_store32(dst, word);

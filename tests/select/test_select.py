@@ -18,7 +18,7 @@ def call(name: str, instructions: int, code: int) -> tuple[str, KernelCall]:
 
 FAST = call("fast", 100, 4000)
 SMALL = call("small", 1000, 300)
-MIDDLE = call("middle", 150, 500)
+MIDDLE = call("middle", 150, 340)
 
 
 def graph(*ops: str) -> Graph:

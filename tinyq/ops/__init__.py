@@ -12,7 +12,7 @@ from tinyq.ops.conv2d_dsp import Conv2dS8Dsp
 from tinyq.ops.dense import Dense
 from tinyq.ops.dense_dsp import DenseS8Dsp
 from tinyq.ops.depthwise_dsp import DepthwiseS8Dsp
-from tinyq.ops.dsp import COMPACT, FAST
+from tinyq.ops.dsp import EFFORTS
 from tinyq.ops.extremum import Extremum
 from tinyq.ops.lut import Lut
 from tinyq.ops.matmul import MatMul
@@ -26,7 +26,7 @@ from tinyq.ops.slice import Slice
 from tinyq.ops.softmax import Softmax
 from tinyq.ops.transpose import Transpose
 
-for _effort in (FAST, COMPACT):
+for _effort in EFFORTS:
     Conv2d.kernels += (DepthwiseS8Dsp(_effort), Conv2dS8Dsp(_effort))
     Dense.kernels += (DenseS8Dsp(_effort),)
 

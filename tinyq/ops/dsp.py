@@ -40,7 +40,9 @@ class Effort:
 
 
 FAST = Effort("", 16, 6)
+SHORT = Effort("_short", 4, 2)
 COMPACT = Effort("_compact", 1, 1)
+EFFORTS = (FAST, SHORT, COMPACT)
 
 
 def refuses(core: Core, requant: Requant) -> Refusal:

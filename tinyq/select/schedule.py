@@ -45,8 +45,8 @@ class Libraries:
 class Candidate:
     """One kernel's answer for a node: a call, or the reason of its refusal.
 
-    ``cost`` is instructions (speed), bytes of flash (size), or the sum of both relative to the best
-    candidate's (balanced); meaningless for a refusal.
+    ``cost`` is instructions (speed), bytes of flash (size), or instructions and a price in
+    instructions for every byte (balanced); meaningless for a refusal.
     """
 
     kernel: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tinyq.errors import Diagnostic, TinyqError
@@ -11,6 +11,9 @@ from tinyq.ops.base import Kernel, KernelCall, Operator
 from tinyq.ops.fixed_point import is_fixed_point
 from tinyq.select.schedule import Candidate, Goal, Layer, Libraries, Schedule
 from tinyq.target import Core
+
+_LEAST_PRICE = 16
+"""Instructions of one inference that a byte of flash is worth at least, for the balanced goal."""
 
 
 def select(
@@ -32,10 +35,14 @@ def select(
     wanted = dict(forced or {})
     layers: list[Layer] = []
     problems = _unknown_nodes(graph, wanted)
+    answers = {
+        node: [_ask(k, node, core, libraries) for k in table[node.op].kernels
+               if _is_asked(k, libraries)]
+        for node in graph.nodes
+    }  # fmt: skip
+    price = _price_of_flash(answers.values())
     for node in graph.nodes:
-        operator = table[node.op]
-        asked = [k for k in operator.kernels if _is_asked(k, libraries)]
-        candidates = _with_costs([_ask(k, node, core, libraries) for k in asked], goal)
+        candidates = _with_costs(answers[node], goal, price)
         allowed = [c for c in candidates if wanted.get(node.name, c.kernel) == c.kernel]
         accepted = _preferred([c for c in allowed if c.call is not None], libraries)
         if not accepted:
@@ -43,7 +50,7 @@ def select(
             continue
         best = min(accepted, key=lambda c: c.cost)
         assert best.call is not None
-        layers.append(Layer(len(layers), node, best.call, candidates, operator.macs(node)))
+        layers.append(Layer(len(layers), node, best.call, candidates, table[node.op].macs(node)))
     if problems:
         raise TinyqError(problems)
     return Schedule(graph, core, goal, tuple(layers))
@@ -80,19 +87,24 @@ def _preferred(accepted: list[Candidate], libraries: Libraries | None) -> list[C
     return theirs or accepted
 
 
-def _with_costs(candidates: list[Candidate], goal: Goal) -> tuple[Candidate, ...]:
-    calls = [c.call for c in candidates if c.call is not None]
-    if not calls:
-        return tuple(candidates)
-    fewest = max(1, min(call.instructions for call in calls))
-    smallest = max(1, min(call.flash_bytes for call in calls))
+def _price_of_flash(answers: Iterable[list[Candidate]]) -> float:
+    """Instructions for a byte: one percent of the network's time for one percent of its flash."""
+    instructions = flash = 0
+    for candidates in answers:
+        calls = [c.call for c in candidates if c.call is not None]
+        if calls:
+            instructions += min(call.instructions for call in calls)
+            flash += min(call.flash_bytes for call in calls)
+    return max(_LEAST_PRICE, instructions / max(1, flash))
 
+
+def _with_costs(candidates: list[Candidate], goal: Goal, price: float) -> tuple[Candidate, ...]:
     def cost(call: KernelCall) -> float:
         if goal is Goal.SPEED:
             return call.instructions
         if goal is Goal.SIZE:
             return call.flash_bytes
-        return call.instructions / fewest + call.flash_bytes / smallest
+        return call.instructions + price * call.flash_bytes
 
     return tuple(c if c.call is None else replace(c, cost=cost(c.call)) for c in candidates)
 
