@@ -1,0 +1,88 @@
+"""A wheel in a clean environment: it holds templates and targets, and compiles and verifies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import onnx
+import pytest
+from qdq import Qdq
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True,
+        check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built as `python -m build --wheel` does, with the build backend that is installed here."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", out, ROOT, cwd=out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment with tinyq from the wheel; dependencies are those of this one."""
+    place = tmp_path_factory.mktemp("env")
+    run(sys.executable, "-m", "venv", place / "venv", cwd=place)
+    found = place / "venv" / "bin" / "python"
+    run(found, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=place)
+    packages = run(found, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place)
+    # Paths in a .pth file come last, and a checkout's own .pth in there is not followed.
+    borrowed = sysconfig.get_path("purelib")
+    (Path(packages.strip()) / "borrowed.pth").write_text(borrowed + "\n")
+    return found
+
+
+def test_wheel_holds_what_it_needs_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("templates", "targets"):
+        files = {p.relative_to(ROOT / folder) for p in (ROOT / folder).rglob("*") if p.is_file()}
+        assert files
+        assert {f"tinyq/_data/{folder}/{p.as_posix()}" for p in files} <= names
+    assert "tinyq/py.typed" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"tinyq"}
+
+
+def test_dependencies_are_few(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+    lines = archive.read(metadata).decode().splitlines()
+    needed = {
+        line.split(": ")[1].split(">")[0] for line in lines
+        if line.startswith("Requires-Dist") and "extra ==" not in line
+    }  # fmt: skip
+    assert needed == {"numpy", "onnx", "onnxruntime", "jinja2", "typer", "rich", "pyelftools"}
+
+
+def test_installed_wheel_compiles_and_verifies(python: Path, tmp_path: Path) -> None:
+    g = Qdq()
+    model = g.end(g.op("Relu", g.op("Add", g.x((1, 4)), g.x((1, 4), 0.1)))).model()
+    onnx.save(model, tmp_path / "sum.onnx")
+    where = run(python, "-c", "import tinyq; print(tinyq.__file__)", cwd=tmp_path).strip()
+    assert ROOT not in Path(where).parents
+    program = python.with_name("tinyq")
+    run(program, "compile", "sum.onnx", "--target", "cortex-m0", cwd=tmp_path)
+    text = run(program, "verify", "sum", "--json", "--random", "4", cwd=tmp_path)
+    found = json.loads(text)
+    assert found["equal"] is True
+    assert found["outputs_compared"] == 16
+    assert "cortex-m55" in run(program, "targets", cwd=tmp_path)
