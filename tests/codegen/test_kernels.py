@@ -463,34 +463,27 @@ def matmul_case(batch: int, m: int, k: int, n: int) -> Case:
     return Case(f"matmul{batch}{m}{k}{n}", _plain("matmul_s8", params), (a, b), wanted)
 
 
-def softmax_case(rows: int, depth: int, scale: float, factor: int, shift: int) -> Case:
+def softmax_case(rows: int, depth: int, scale: float, levels: int) -> Case:
     x = random_s8(31, rows, depth)
     table = np.rint(np.exp(-np.arange(256) * scale) * 2.0**20).astype(np.uint32)
     e = table[x.max(axis=1, keepdims=True).astype(int) - x].astype(np.int64)
-    divisor = np.maximum((e.sum(axis=1, keepdims=True) * factor) >> shift, 1)
-    # Exact rational rounding half to even, with unbounded integers.
-    levels = np.vectorize(lambda n, d: _half_even(int(n), int(d)))(e * 256, divisor)
-    wanted = np.clip(levels - 128, -128, 127).astype(np.int8)
-    params = SoftmaxParams(rows, depth, factor, shift, -128, -128, 127)
+    total = e.sum(axis=1, keepdims=True)
+    quotients = (2 * e.astype(object) * levels + total) // (2 * total.astype(object))
+    wanted = np.clip(quotients - 128, -128, 127).astype(np.int8)
+    params = SoftmaxParams(rows, depth, levels, -128, -128, 127)
     call = _plain("softmax_s8", params, PackedConstant("exp", table, "uint32_t"))
-    return Case(f"softmax{rows}x{depth}_{factor}", call, (x,), wanted)
-
-
-def _half_even(numerator: int, denominator: int) -> int:
-    from fractions import Fraction
-
-    return round(Fraction(numerator, denominator))
+    return Case(f"softmax{rows}x{depth}_{levels}", call, (x,), wanted)
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_matmul_and_softmax(tmp_path: Path, compiler: str) -> None:
     cases = [matmul_case(*size) for size in [(1, 1, 1, 1), (2, 3, 5, 4), (1, 7, 9, 1)]]
     cases += [
-        softmax_case(1, 12, 0.1, 1, 0),
-        softmax_case(5, 3, 0.02, 3, 2),
-        softmax_case(2, 10, 1.0, 200, 0),
-        softmax_case(3, 1, 0.5, 1, 3),
-        softmax_case(1, 4, 0.0, 1, 0),
+        softmax_case(1, 12, 0.1, 256),
+        softmax_case(5, 3, 0.02, 341),
+        softmax_case(2, 10, 1.0, 1),
+        softmax_case(3, 1, 0.5, 2**31 - 1),
+        softmax_case(1, 4, 0.0, 255),
     ]
     check_cases(cases, tmp_path, compiler)
 

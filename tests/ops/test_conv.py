@@ -15,7 +15,7 @@ X_SCALE, W_SCALE = 0.031, 0.0072
 SAME = {"auto_pad": "SAME_UPPER"}
 
 
-def conv(  # noqa: PLR0913
+def conv(
     shape: tuple[int, ...] = (1, 3, 7, 6), out: int = 5, kernel: tuple[int, ...] = (3, 3),
     *, group: int = 1, dtype: str = "int8", zero: int = 5, y_scale: float = 0.11, y_zero: int = -7,
     per_channel: bool = False, bias: str = "int32", relu: str = "", symbolic: bool = False,

@@ -14,7 +14,7 @@ from qdq import Qdq
 X_SCALE, W_SCALE = 0.021, 0.0093
 
 
-def gemm(  # noqa: PLR0913
+def gemm(
     depth: int = 13, out: int = 6, *, dtype: str = "int8", zero: int = 4, y_scale: float = 0.13,
     y_zero: int = -11, bias: str = "int32", per_channel: bool = False, relu: bool = False,
     rows: int = 1, **attributes: object,
@@ -41,7 +41,7 @@ def gemm(  # noqa: PLR0913
     return b.end(b.op("Relu", y) if relu else y, y_scale, y_zero)
 
 
-def matmul(  # noqa: PLR0913
+def matmul(
     shape: tuple[int, ...] = (1, 13), out: int = 6, *, dtype: str = "int8", add: str = "float",
     per_channel: bool = False, first: bool = False, relu: bool = False, zero: int = -8,
 ) -> Qdq:  # fmt: skip

@@ -252,7 +252,7 @@ TABLES: dict[str, Callable[[], Qdq]] = {
 MODELS = models_of(BINARIES) | models_of(TABLES)
 
 ON_TIES = {"batch_norm", "add_dyadic", "add_channel_constant"}
-"""Cases with sums on or beside halves, where onnxruntime's integer kernel (which adds the zero point
+"""Cases with sums on or beside halves, where onnxruntime's integer kernel (it adds the zero point
 before it rounds) and its float operators differ; the integer kernel is the oracle."""
 
 

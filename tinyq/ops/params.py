@@ -180,14 +180,12 @@ class ExtremumParams:
 class SoftmaxParams:
     """``ops/softmax_s8.c.j2``: rows of ``depth``; constant: ``uint32_t`` exp [256].
 
-    divisor = (sum * divisor_multiplier) >> divisor_shift; y = clamp(round_half_even(256 * e /
-    divisor) + zero_point). Input and output may be one buffer.
+    y = clamp(floor(levels * e / sum + 1/2) + zero_point). Input and output may be one buffer.
     """
 
     rows: int
     depth: int
-    divisor_multiplier: int
-    divisor_shift: int
+    levels: int
     zero_point: int
     qmin: int
     qmax: int

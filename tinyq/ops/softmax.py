@@ -2,8 +2,8 @@
 
 Exponentials of the 256 possible differences from the row's maximum are a table of fixed-point
 numbers, as wide as their sum over the row fits 31 bits; the quotient is developed by long division,
-nine bits, and rounded half to even. The result differs from a real softmax's rounding only where
-that lies closer to a boundary than the table's precision.
+nine bits, and rounded half up, as onnxruntime's integer kernel does. The result differs from a real
+softmax's rounding only where that lies closer to a boundary than the table's precision.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ DEPTH_LIMIT = 511
 """Longest row of the fixed-point form: exponentials of 19 bits sum to less than 2^28."""
 
 
+LEVELS_LIMIT = 2**31 - 1
+"""Levels beyond which every probability that is not 0 saturates the output anyway."""
+
+
 @dataclass(frozen=True, eq=False)
 class SoftmaxAttrs:
     """table: uint32 [256], exp(-d * x_scale) in fixed point for a difference d = max - x.
 
-    The divisor is ``(sum * divisor_multiplier) >> divisor_shift``, the sum of the row times 256
-    times the output's scale; y = clamp(round_half_even(256 * e / divisor) + zero_point).
+    ``levels`` is the output above its zero point of a probability of 1:
+    y = clamp(floor(levels * e / sum + 1/2) + zero_point).
     """
 
     table: npt.NDArray[np.uint32]
-    divisor_multiplier: int
-    divisor_shift: int
+    levels: int
     zero_point: int
     qmin: int
     qmax: int
 
     def __str__(self) -> str:
-        return f"divisor={self.divisor_multiplier}>>{self.divisor_shift}"
+        return f"levels={self.levels}"
 
 
 class Softmax(Operator):
@@ -65,9 +68,8 @@ class Softmax(Operator):
         x = inputs[0].astype(np.int64)
         e = a.table[x.max(axis=-1, keepdims=True) - x].astype(np.int64)
         total = e.sum(axis=-1, keepdims=True)
-        divisor = np.clip((total * a.divisor_multiplier) >> a.divisor_shift, 1, 2**31 - 1)
-        quotient, rest = np.divmod(e << 8, divisor)
-        quotient += (2 * rest > divisor) | ((2 * rest == divisor) & (quotient & 1 == 1))
+        quotient, rest = np.divmod(e * a.levels, total)
+        quotient += 2 * rest >= total
         return (np.clip(quotient + a.zero_point, a.qmin, a.qmax).astype(np.int8),)
 
 
@@ -100,16 +102,17 @@ def lower_softmax(emitter: Emitter, island: Island, node: Node) -> Value | None:
 
 
 def make_attrs(depth: int, x_scale: float, island: Island) -> SoftmaxAttrs:
-    """Table and divisor for rows of ``depth`` elements."""
+    """Table and levels for rows of ``depth`` elements.
+
+    onnxruntime's integer kernel takes the whole part of 1 / y_scale, in float32, for the levels,
+    and rounds halves up.
+    """
     bits = 30 - math.ceil(math.log2(depth)) if depth > 1 else 30
     exponents = -np.arange(256, dtype=np.float64) * np.float64(np.float32(x_scale))
     table = np.rint(np.exp(exponents) * 2.0**bits).astype(np.uint32)
-    factor = 256.0 * island.quant.scale
-    shift = 0
-    while shift < 30 and factor != round(factor) and round(factor * 2) < 2**15:
-        factor, shift = factor * 2, shift + 1
+    levels = int(np.float32(1.0) / np.float32(island.quant.scale))
     return SoftmaxAttrs(
-        table, max(round(factor), 1), shift, island.quant.zero_point, island.qmin, island.qmax
+        table, min(levels, LEVELS_LIMIT), island.quant.zero_point, island.qmin, island.qmax
     )
 
 
@@ -123,8 +126,7 @@ class SoftmaxS8(Kernel):
         a, y = attrs_of(node), node.output.type
         depth = y.shape[-1] if y.shape else 1
         params = SoftmaxParams(
-            y.elements // depth, depth, a.divisor_multiplier, a.divisor_shift, a.zero_point,
-            a.qmin, a.qmax,
+            y.elements // depth, depth, a.levels, a.zero_point, a.qmin, a.qmax
         )  # fmt: skip
         return KernelCall(
             self.name, "ops/softmax_s8.c.j2", params, (PackedConstant("exp", a.table, "uint32_t"),),
