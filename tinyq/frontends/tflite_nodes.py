@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from tinyq.errors import error
 from tinyq.frontends.tflite import Operation, Tensor, TfliteModel
 from tinyq.ir import AnyArray, QuantParams
+from tinyq.quant.fixed_point import away_from_zero
 
 OPSET = 17
 _BOUNDS = {0: (None, None), 1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
@@ -67,8 +68,9 @@ class OnnxWriter:
     def dequantize(self, integers: str, quant: QuantParams, dtype: str) -> str:
         """The reals of integers."""
         inputs = [integers, *self._parameters(quant, dtype)]
-        axis = {} if quant.axis is None else {"axis": quant.axis}
-        return self.emit("DequantizeLinear", inputs, self.fresh(integers), **axis)
+        if quant.axis is None:
+            return self.emit("DequantizeLinear", inputs, self.fresh(integers))
+        return self.emit("DequantizeLinear", inputs, self.fresh(integers), axis=quant.axis)
 
     def real(self, tensor: Tensor) -> str:
         """The reals of a tensor."""
@@ -148,7 +150,7 @@ def activation_limits(tensor: Tensor, activation: int) -> tuple[int, int]:
     for real, is_low in zip(_BOUNDS[activation], (True, False), strict=True):
         if real is None:
             continue
-        level = np.float32(real) / np.float32(quant.scale)
-        level = int(np.sign(level) * np.floor(np.abs(level) + np.float32(0.5))) + quant.zero_point
-        low, high = (max(low, level), high) if is_low else (low, min(high, level))
+        level = float(np.float32(real) / np.float32(quant.scale))
+        bound = int(away_from_zero(np.float64(level))) + quant.zero_point
+        low, high = (max(low, bound), high) if is_low else (low, min(high, bound))
     return low, high

@@ -155,7 +155,7 @@ def _softmax(w: OnnxWriter, op: Operation) -> None:
 
 def _clip(low: float, high: float) -> Rule:
     def rule(w: OnnxWriter, op: Operation) -> None:
-        bounds = [w.constant(np.float32(b), "bound") for b in (low, high)]
+        bounds = [w.constant(np.asarray(b, np.float32), "bound") for b in (low, high)]
         value = w.emit("Clip", [w.real(op.input(0)), *bounds], w.fresh(op.name), name=op.name)
         w.quantize(value, op.outputs[0], op.name)
 

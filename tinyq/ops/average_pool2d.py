@@ -20,7 +20,7 @@ from tinyq.ops.layout import from_nhwc, reshape, to_nhwc, transpose
 from tinyq.ops.linear import LinearRequant, output_limits, requantized
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import AvgPool2dParams, CountRequant, window_counts
-from tinyq.ops.windows import Window, onnx_window
+from tinyq.ops.windows import Window, onnx_window, overlap_distance
 from tinyq.quant import FixedPointLinear, Rounding, build_staircase, synthesize
 from tinyq.quant.fixed_point import mean_multiplier, rounded_mean
 from tinyq.target import Core
@@ -179,10 +179,9 @@ class AveragePool2d(Operator):
             ambiguous += oracle.ambiguous()
             low, high = np.array([-128 * count]), np.array([127 * count])
             stair = build_staircase(oracle, low, high, a.qmin, a.qmax)
-            requant: LinearRequant = synthesize(stair, np.array([oracle.scale]))
-            if a.rule == "twice" and not requant.exact:
-                requant = oracle.fixed_point()
-            requants.append((count, requant))
+            found = synthesize(stair, np.array([oracle.scale]))
+            literal = a.rule == "twice" and not found.exact
+            requants.append((count, oracle.fixed_point() if literal else found))
         return replace(a, requants=tuple(requants), ambiguous=ambiguous)
 
 
@@ -341,6 +340,7 @@ class AveragePool2dS8(Kernel):
         return KernelCall(
             self.name, "ops/avg_pool2d_s8.c.j2", params,
             instructions=y.elements * (4 * taps + 20), reason="portable",
+            overlap=overlap_distance(x[1:], y.shape[1:], w.stride_hw, w.pads[:2]),
         )  # fmt: skip
 
 

@@ -282,11 +282,10 @@ def requantize(
     """Synthesise the integer requantization over every accumulator that ``weights`` can reach.
 
     A fixed-point oracle that rounds twice is its own requantization, where it must be or where no
-    other form equals it: the second rounding, half away from zero, bends the line at zero, which
-    shows unless a Relu hides one half.
+    other form equals it.
     """
     twice = isinstance(oracle, FixedPointLinear) and oracle.rounding is Rounding.TWICE
-    if isinstance(oracle, FixedPointLinear) and twice and oracle.literal:
+    if isinstance(oracle, FixedPointLinear) and twice and (oracle.literal or oracle.is_bent):
         return oracle
     low, high = accumulator_bounds(
         weights.reshape(len(weights), -1), ACTIVATION_LOW, ACTIVATION_HIGH

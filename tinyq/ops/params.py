@@ -193,9 +193,8 @@ class SoftmaxParams:
 
 @dataclass(frozen=True)
 class SoftmaxFixedParams:
-    """``ops/softmax_s8_fixed.c.j2``: rows of ``depth``, 511 at most; constant: ``int32_t`` exp [256].
-
-    gemmlowp's arithmetic; the output has scale 1/256 and zero point -128. May be in place.
+    """``ops/softmax_s8_fixed.c.j2``: rows of ``depth``, at most 511; constant: ``int32_t``
+    exp [256]. gemmlowp's arithmetic; the output has scale 1/256 and zero point -128. May be in place.
     """
 
     rows: int

@@ -71,7 +71,7 @@ def multiply(x: Int64, multiplier: Int64 | int, shift: Int64 | int, rounding: Ro
     return rounding_shift(high_multiply(x << left, factors), right)
 
 
-def away_from_zero(x: Float64) -> Int64:
+def away_from_zero(x: Float64 | np.float64) -> Int64:
     """Nearest integers, halves away from zero. [TfLiteRound]"""
     return (np.sign(x) * np.floor(np.abs(x) + 0.5)).astype(np.int64)
 
@@ -111,6 +111,14 @@ class FixedPointLinear:
         pairs = np.array([quantize_multiplier(float(r)) for r in real], np.int64).reshape(-1, 2)
         return cls(pairs[:, 0], pairs[:, 1], bias, offset, zero_point, rounding, qmin, qmax)
 
+    @property
+    def is_bent(self) -> bool:
+        """Whether the second rounding, half away from zero, moves steps on one side of zero only.
+
+        A Relu, or a zero point at the end of the range, hides one side.
+        """
+        return self.qmin < self.zero_point < self.qmax
+
     def __call__(self, acc: Int64) -> Int64:
         """Outputs int64[C, n] of raw accumulators int64[C, n]."""
         total = acc + (self.bias + self.offset)[:, None]
@@ -120,7 +128,8 @@ class FixedPointLinear:
 
 def rounded_mean(total: Int64, count: int) -> Int64:
     """AVERAGE_POOL_2D: the mean of raw integers, halves away from zero."""
-    return np.sign(total) * ((np.abs(total) + count // 2) // count)
+    mean: Int64 = np.sign(total) * ((np.abs(total) + count // 2) // count)
+    return mean
 
 
 def mean_multiplier(x_scale: float, y_scale: float, count: int) -> tuple[int, int]:
