@@ -14,7 +14,7 @@ from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
 from tinyq.ops.linear import LinearOracle, LinearRequant
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import Conv2dParams, RequantParams
-from tinyq.ops.windows import onnx_window
+from tinyq.ops.windows import onnx_window, overlap_distance
 from tinyq.quant import FixedPointLinear
 from tinyq.target import Core
 
@@ -196,6 +196,10 @@ class Conv2dS8(Kernel):
             params,
             (weights_constant(node), *linear.requant_constants(linear.linear_requant_of(node))),
             instructions=9 * taps + 40 * node.output.type.elements,
+            overlap=overlap_distance(
+                node.input(0).type.shape[1:], node.output.type.shape[1:],
+                (params.stride_h, params.stride_w), (params.pad_top, params.pad_left),
+            ),
             reason="portable",
         )
 

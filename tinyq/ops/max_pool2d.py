@@ -13,7 +13,7 @@ from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
 from tinyq.ops.layout import from_nhwc, to_nhwc
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import MaxPool2dParams
-from tinyq.ops.windows import Window, onnx_window
+from tinyq.ops.windows import Window, onnx_window, overlap_distance
 from tinyq.target import Core
 
 
@@ -101,6 +101,7 @@ class MaxPool2dS8(Kernel):
         return KernelCall(
             self.name, "ops/max_pool2d_s8.c.j2", params,
             instructions=y.elements * (5 * taps + 10), reason="portable",
+            overlap=overlap_distance(x[1:], y.shape[1:], w.stride_hw, w.pads[:2]),
         )  # fmt: skip
 
 

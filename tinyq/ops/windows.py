@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tinyq.errors import error
 from tinyq.ir import Node
 
@@ -52,6 +54,26 @@ def onnx_window(
         (dilations[0], dilations[1]),
         (begin[0], begin[1], end[0], end[1]),
     )
+
+
+def overlap_distance(
+    x_hwc: tuple[int, ...],
+    y_hwc: tuple[int, ...],
+    stride_hw: tuple[int, int],
+    pads_top_left: tuple[int, int],
+) -> int:
+    """Least bytes by which y has to begin before x for both to share memory (see KernelCall).
+
+    For kernels that write the pixels of y in order, each of them while its window is still read:
+    nothing that this pixel or a later one reads may be written with it.
+    """
+    (_, w, c), (oh, ow, oc) = x_hwc, y_hwc
+    top = np.maximum(np.arange(oh) * stride_hw[0] - pads_top_left[0], 0)
+    left = np.maximum(np.arange(ow) * stride_hw[1] - pads_top_left[1], 0)
+    reads = ((top[:, None] * w + left) * c).reshape(-1)
+    first = np.minimum.accumulate(reads[::-1])[::-1]
+    written = np.arange(1, oh * ow + 1) * oc
+    return int((written - first).max())
 
 
 def _pads(node: Node, rank: int, needed: list[int]) -> tuple[list[int], list[int]]:
