@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tinyq.ir import Value
 from tinyq.ops.base import KernelCall
 from tinyq.plan import ALIGNMENT, MemoryPlan, OverlapError, plan, verify_plan
-from tinyq.select import Schedule
+from tinyq.select import Layer, Schedule
 
 
 def lifetimes(schedule: Schedule) -> dict[Value, tuple[int, int]]:
@@ -29,6 +29,16 @@ def lifetimes(schedule: Schedule) -> dict[Value, tuple[int, int]]:
     return lives
 
 
+def may_share(layer: Layer, k: int, found: MemoryPlan) -> bool:
+    """Whether the kernel allows what the plan does to input ``k`` of its layer."""
+    gap = found.offsets[layer.inputs[k]] - found.offsets[layer.outputs[0]]
+    if k in layer.call.in_place and gap == 0:
+        return True
+    behind = layer.call.overlap is not None and gap >= layer.call.overlap
+    in_phase = layer.call.phase > 0 and gap % layer.call.phase == 0
+    return k == 0 and (behind or in_phase)
+
+
 def assert_no_overlap(schedule: Schedule, found: MemoryPlan) -> None:
     """Every two tensors that are needed at one time lie apart, overlays excepted."""
     lives = lifetimes(schedule)
@@ -38,8 +48,9 @@ def assert_no_overlap(schedule: Schedule, found: MemoryPlan) -> None:
         if layer.call.alias:
             storage[layer.outputs[0]] = storage[layer.inputs[0]]
     for layer in schedule.layers:
-        for k in layer.call.in_place:
-            handover.add((storage[layer.inputs[k]], storage[layer.outputs[0]]))
+        for k, value in enumerate(layer.inputs):
+            if may_share(layer, k, found):
+                handover.add((storage[value], storage[layer.outputs[0]]))
     for a, b in combinations(lives, 2):
         if storage[a] is storage[b]:
             assert found.offsets[a] == found.offsets[b]
@@ -85,6 +96,47 @@ def chain(*sizes: int, **more: object) -> Schedule:
 def test_arena_of_chains(schedule: Schedule, arena: int) -> None:
     found = plan(schedule)
     assert found.arena_bytes == arena
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arena"),
+    [
+        (chain(256, 256, overlap=32), 288),
+        (chain(256, 256, 256, 256, overlap=16), 304),
+        (chain(64, 256, overlap=200), 272),
+        (chain(64, 256, overlap=-16), 256),
+        (chain(256, 64, overlap=10), 272),
+        (chain(256, 256, overlap=250), 512),
+        (chain(256, 256, phase=8), 256),
+        (chain(256, 256, scratch_bytes=64, phase=8), 320),
+    ],
+)
+def test_arena_of_chains_that_follow_their_inputs(schedule: Schedule, arena: int) -> None:
+    found = plan(schedule)
+    assert_no_overlap(schedule, found)
+    assert found.arena_bytes == arena
+    assert found.live_bytes <= arena
+
+
+def test_a_shift_by_whole_pixels_makes_room_for_a_larger_output() -> None:
+    """The first tensor must lie low, under the input it follows, the second one high, over its
+    own output: the layer between moves it, which neither in place nor apart from it could do."""
+    x, a, b, y = tensor("x", 288), tensor("a", 192), tensor("b", 192), tensor("y", 384)
+    steps = [
+        (copy_call(1, overlap=16), [x], [a]),
+        (copy_call(1, scratch_bytes=48, phase=8), [a], [b]),
+        (copy_call(1, overlap=192), [b], [y]),
+    ]
+    assert plan(schedule_of([x], [y], steps)).arena_bytes == 384
+
+
+def test_verify_refuses_an_output_too_close_behind_its_input() -> None:
+    schedule = chain(64, 64, overlap=32)
+    found = plan(schedule)
+    x, y = schedule.graph.inputs[0], schedule.graph.outputs[0]
+    closer = replace(found, offsets={x: 16, y: 0}, arena_bytes=96)
+    with pytest.raises(OverlapError, match="overwritten"):
+        verify_plan(schedule, closer)
 
 
 def test_residual_keeps_the_shortcut() -> None:
@@ -163,7 +215,13 @@ def networks(draw: st.DrawFn) -> Schedule:
             result = [tensor(f"v{k}.{n}", size) for n, size in enumerate(sizes)]
             in_place = draw(st.sets(st.integers(0, len(reads) - 1)))
             scratch = draw(st.sampled_from([0, 0, 0, 1, 40, 128]))
-            call = copy_call(1, in_place=tuple(sorted(in_place)), scratch_bytes=scratch)
+            call = copy_call(
+                1,
+                in_place=tuple(sorted(in_place)),
+                scratch_bytes=scratch,
+                overlap=draw(st.sampled_from([None, None, -40, 0, 16, 50])),
+                phase=draw(st.sampled_from([0, 0, 0, 8, 20])),
+            )
             steps.append((call, reads, result))
         values += result
     outputs = draw(st.lists(st.sampled_from(values), min_size=1, max_size=3, unique=True))
