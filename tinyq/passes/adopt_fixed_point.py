@@ -50,7 +50,8 @@ def _linear(node: Node) -> Any:
     oracle = fixed_point_linear(node, Rounding.TWICE)
     if isinstance(oracle, str):
         return oracle
-    return replace(attrs, oracle=replace(oracle, literal=False))
+    # A Relu hides where the second rounding bends the line: another form may equal it.
+    return replace(attrs, oracle=replace(oracle, literal=oracle.qmin < oracle.zero_point))
 
 
 def _quants(node: Node) -> list[QuantParams] | None:
