@@ -18,7 +18,9 @@ Target = Annotated[
 
 @guarded
 def compile_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A quantized ONNX file.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A quantized ONNX or TFLite file.")
+    ],
     target: Target,
     output: Annotated[
         Path | None,

@@ -14,7 +14,7 @@ from tinyq.cli.console import Json, guarded, show, show_json
 @guarded
 def inspect_command(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL|DIR", help="An ONNX file, or a compiled folder.")
+        Path, typer.Argument(metavar="MODEL|DIR", help="A model file, or a compiled folder.")
     ],
     stage: Annotated[
         Literal["integer", "qdq"],
