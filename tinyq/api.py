@@ -36,6 +36,7 @@ class CompileOptions:
     functions that quantize inputs and dequantize outputs. kernels: ``tinyq`` (its own alone),
     ``cmsis-nn`` (CMSIS-NN's functions wherever they fit) or ``auto`` (whichever costs less, never
     one that can differ from the oracle). cmsis_nn: the library's folder, by default CMSIS_NN_DIR.
+    ram, flash: most bytes of arena and of constants and code (``32K``; '' without limit).
     """
 
     target: str
@@ -46,6 +47,8 @@ class CompileOptions:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     kernels: str = "tinyq"
     cmsis_nn: str = ""
+    ram: str = ""
+    flash: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +118,8 @@ def compile_model(
 ) -> Compiled:
     """Compile ``model`` in memory. Raises TinyqError with everything that is wrong."""
     from tinyq.codegen import GenerateOptions, generate
-    from tinyq.plan import plan
-    from tinyq.select import Goal, select
+    from tinyq.plan.limits import Limits, fit, parse_bytes
+    from tinyq.select import Goal
     from tinyq.target import load_core
 
     tell = progress or _silent
@@ -125,14 +128,15 @@ def compile_model(
     _one_of("oracle", options.oracle, ORACLES)
     _one_of("io", options.io, IO)
     _one_of("kernels", options.kernels, KERNELS)
+    limits = Limits(*(parse_bytes(text) if text else None for text in (options.ram, options.flash)))
     libraries = _libraries(options)
     core = load_core(options.target)
     name = options.name or default_name(path)
     tell("lowering to integers", 0, 1)
     graph, notes, proto = lower_model(path, options)
     tell("generating C", 0, 1)
-    schedule = select(graph, core, Goal(options.optimize), libraries=libraries)
-    memory = plan(schedule)
+    fitted = fit(graph, core, Goal(options.optimize), limits, libraries)
+    schedule, memory, notes = fitted.schedule, fitted.plan, (*notes, *fitted.notes)
     generate_options = GenerateOptions(
         io=options.io,
         oracle=options.oracle,

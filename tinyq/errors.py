@@ -370,6 +370,21 @@ _register(
     "A file could not be written: the disk is full, read-only, or permission is missing.",
     "Make room or choose another place; temporary files go where TMPDIR points.",
 )
+# --- 8xx: memory limits ---------------------------------------------------------------------------
+_register(
+    "TQ801",
+    10,
+    "RAM limit exceeded",
+    "The network's arena is larger than --ram allows, whichever kernels are chosen.",
+    "Make the tensors of the named layer smaller, or allow more.",
+)
+_register(
+    "TQ802",
+    10,
+    "flash limit exceeded",
+    "The constants and code are larger than --flash allows, whichever kernels are chosen.",
+    "Use fewer weights or fewer bits, or allow more.",
+)
 # --- 6xx: quantizing a float model (601 to 629) ----------------------------------------------------
 _register(
     "TQ601",

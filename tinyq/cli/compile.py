@@ -49,6 +49,10 @@ def compile_command(
         Literal["int8", "float"],
         typer.Option(help="float adds C functions that quantize inputs and dequantize outputs."),
     ] = "int8",
+    ram: Annotated[str, typer.Option(metavar="32K", help="Most RAM for the arena.")] = "",
+    flash: Annotated[
+        str, typer.Option(metavar="128K", help="Most flash for constants and code.")
+    ] = "",
     shape: Annotated[
         list[str] | None,
         typer.Option(metavar="INPUT=1,49,10,1", help="Fix the shape of an input; repeatable."),
@@ -69,6 +73,8 @@ def compile_command(
         shapes=parse_shapes(shape or ()),
         kernels=kernels,
         cmsis_nn=cmsis_nn,
+        ram=ram,
+        flash=flash,
     )
     with progress(quiet or as_json) as tell:
         compiled = compile_model(model, options, tell)

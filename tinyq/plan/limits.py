@@ -1,0 +1,141 @@
+"""Limits on memory: met by choosing other kernels, or refused with what is in the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tinyq.errors import Diagnostic, TinyqError, error
+from tinyq.ir import Graph
+from tinyq.plan.memory import MemoryPlan, plan
+from tinyq.select import Goal, Layer, Libraries, Schedule, select
+from tinyq.target import Core
+
+_UNKNOWN_CODE = 500
+"""Bytes of code taken for a kernel that states none: about the mean of the portable ones."""
+
+_SMALLER = (Goal.SPEED, Goal.BALANCED, Goal.SIZE)
+"""Each goal gives less flash than the one before."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most bytes that the network may take, None without limit.
+
+    ram: the arena; the stack, some hundred bytes that a verification measures, comes on top.
+    flash: constants and the estimate of the code.
+    """
+
+    ram: int | None = None
+    flash: int | None = None
+
+    def allow(self, memory: MemoryPlan, flash: int) -> bool:
+        """Whether both limits are kept."""
+        return (self.ram is None or memory.arena_bytes <= self.ram) and (
+            self.flash is None or flash <= self.flash
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What was chosen, and a note where the limits moved the choice."""
+
+    schedule: Schedule
+    plan: MemoryPlan
+    notes: tuple[str, ...] = ()
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from ``32K``, ``1M`` or ``4096``; K is 1024. Raises TQ303."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KM]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise error("TQ303", f"'{text}' is no size", "Write bytes as 32768, 32K or 1M.")
+    return int(float(found[1]) * {"": 1, "K": 1024, "M": 1024**2}[found[2].upper()])
+
+
+def fit(
+    graph: Graph, core: Core, goal: Goal, limits: Limits, libraries: Libraries | None = None
+) -> Fitted:
+    """Select and plan within ``limits``, with the kernels of a smaller goal where that helps.
+
+    Raises one TinyqError with TQ801 (RAM) and TQ802 (flash) for the limits that nothing meets.
+    """
+    tried: list[tuple[Schedule, MemoryPlan]] = []
+    goals = _SMALLER[_SMALLER.index(goal) :] if limits != Limits() else (goal,)
+    for attempt in goals:
+        schedule = select(graph, core, attempt, libraries=libraries)
+        memory = plan(schedule)
+        tried.append((schedule, memory))
+        if limits.allow(memory, flash_estimate(schedule)):
+            return Fitted(schedule, memory, _moved(goal, attempt))
+    raise TinyqError([*_ram_problem(tried, limits), *_flash_problem(tried, limits)])
+
+
+def _moved(goal: Goal, attempt: Goal) -> tuple[str, ...]:
+    if attempt is goal:
+        return ()
+    return (f"kernels are chosen for {attempt.value}, not {goal.value}, to keep the memory limits",)
+
+
+def flash_estimate(schedule: Schedule) -> int:
+    """Bytes of flash: constants exactly, code by the kernels' estimates, shared functions once."""
+    seen: set[tuple[object, ...]] = set()
+    total = 0
+    for layer in schedule.layers:
+        call = layer.call
+        total += call.constant_bytes
+        key = (call.template, repr(call.params))
+        if not call.alias and key not in seen:
+            total += call.code_bytes or _UNKNOWN_CODE
+        seen.add(key)
+    return total
+
+
+def peak_layer(schedule: Schedule, memory: MemoryPlan) -> Layer:
+    """The layer whose operands, results and scratch reach the top of the arena."""
+
+    def top(layer: Layer) -> int:
+        ends = [memory.offsets[v] + v.type.bytes for v in (*layer.inputs, *layer.outputs)]
+        offset = memory.scratch[layer.index]
+        return max([*ends, 0 if offset is None else offset + layer.call.scratch_bytes])
+
+    return max(schedule.layers, key=top)
+
+
+def _ram_problem(tried: list[tuple[Schedule, MemoryPlan]], limits: Limits) -> Iterable[Diagnostic]:
+    schedule, memory = min(tried, key=lambda pair: pair[1].arena_bytes)
+    if limits.ram is None or memory.arena_bytes <= limits.ram:
+        return
+    layer = peak_layer(schedule, memory)
+    operands = (*layer.inputs, *layer.outputs)
+    sizes = ", ".join(f"{v.type.dtype.value}{list(v.type.shape)}" for v in operands)
+    yield Diagnostic(
+        "TQ801",
+        f"the arena takes {memory.arena_bytes:,} bytes, {memory.arena_bytes - limits.ram:,} more "
+        f"than {limits.ram:,}; no placement takes fewer than {memory.live_bytes:,}. It is fullest "
+        f"here: {sizes}, scratch {layer.call.scratch_bytes:,}",
+        "Make this tensor smaller: a smaller input, a larger stride before it, fewer channels.",
+        layer.node.name,
+        layer.node.op,
+    )
+
+
+def _flash_problem(
+    tried: list[tuple[Schedule, MemoryPlan]], limits: Limits
+) -> Iterable[Diagnostic]:
+    schedule, _ = min(tried, key=lambda pair: flash_estimate(pair[0]))
+    flash = flash_estimate(schedule)
+    if limits.flash is None or flash <= limits.flash:
+        return
+    layer = max(schedule.layers, key=lambda layer: layer.call.constant_bytes)
+    constants = sum(other.call.constant_bytes for other in schedule.layers)
+    yield Diagnostic(
+        "TQ802",
+        f"constants take {constants:,} bytes and code about {flash - constants:,}, together "
+        f"{flash - limits.flash:,} more than {limits.flash:,}. The largest layer has "
+        f"{layer.call.constant_bytes:,}",
+        "Train with fewer weights in this layer, or with fewer bits.",
+        layer.node.name,
+        layer.node.op,
+    )
