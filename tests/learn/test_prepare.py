@@ -208,3 +208,11 @@ def test_nan_weights_are_refused() -> None:
         model.a.weight[0] = float("nan")
     with pytest.raises(TinyqError, match="TQ653"):
         prepare(model, QuantConfig(), x[:2])
+
+
+def test_public_names_exist_and_are_described() -> None:
+    import tinyq.learn
+
+    assert list(tinyq.learn.__all__) == sorted(tinyq.learn.__all__)
+    for name in tinyq.learn.__all__:
+        assert getattr(tinyq.learn, name).__doc__, name
