@@ -26,6 +26,14 @@ typedef struct {
 #define TINYQ_ASM 0
 #endif
 
+/* Assembly for ARMv6-M, in the syntax of GCC. */
+#if (defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__)) && defined(__OPTIMIZE__) && \
+    !defined(__clang__) && !defined(TINYQ_NO_ASM)
+#define TINYQ_ASM_V6M 1
+#else
+#define TINYQ_ASM_V6M 0
+#endif
+
 #if defined(__GNUC__)
 #define TINYQ_INLINE static inline __attribute__((always_inline, unused))
 #define TINYQ_NOINLINE __attribute__((noinline))
@@ -146,19 +154,29 @@ TINYQ_INLINE int32_t tinyq_smmla(int32_t acc, int32_t multiplier, int32_t addend
 
 /* Copy and fill of n bytes that may lie at any address. */
 static TINYQ_NOINLINE TINYQ_UNUSED void tinyq_copy(int8_t *dst, const int8_t *src, int32_t n) {
+#if defined(__arm__) && !defined(__ARM_FEATURE_UNALIGNED)
+    if ((((uintptr_t)dst | (uintptr_t)src) & 3U) == 0U) {
+        for (; n >= 4; n -= 4, dst += 4, src += 4) {
+            TINYQ_MEMCPY(__builtin_assume_aligned(dst, 4), __builtin_assume_aligned(src, 4), 4);
+        }
+    }
+#else
     for (; n >= 4; n -= 4, dst += 4, src += 4) {
         tinyq_store32(dst, tinyq_load32(src));
     }
+#endif
     for (; n > 0; n--) {
         *dst++ = *src++;
     }
 }
 
 static TINYQ_NOINLINE TINYQ_UNUSED void tinyq_fill(int8_t *dst, int32_t value, int32_t n) {
+#if !defined(__arm__) || defined(__ARM_FEATURE_UNALIGNED)
     const uint32_t word = ((uint32_t)value & 0xFFU) * 0x01010101U;
     for (; n >= 4; n -= 4, dst += 4) {
         tinyq_store32(dst, word);
     }
+#endif
     for (; n > 0; n--) {
         *dst++ = (int8_t)value;
     }

@@ -111,11 +111,11 @@ def vector_call(
     )
 
 
-def overlap_of(g: ColumnsParams) -> int | None:
-    """Least bytes by which y has to begin before x (:class:`KernelCall`), blocks written in order.
+def overlap_of(g: ColumnsParams, block: int = PIXELS_PER_BLOCK) -> int | None:
+    """Least bytes by which y has to begin before x, see :class:`KernelCall`.
 
-    The pixels of a block are read before its outputs are written, and what later blocks read must
-    not be written yet. None with groups, which go over the whole input one after another.
+    The pixels of a block (of ``block``) are read before its outputs are written, and what later
+    blocks read must not be written yet. None with groups, which go over the input one by one.
     """
     if g.groups > 1:
         return None
@@ -124,7 +124,7 @@ def overlap_of(g: ColumnsParams) -> int | None:
     left = np.maximum(pixels % g.ow * g.sw - g.pl, 0)
     reads = (top * g.w + left) * g.c
     later = np.minimum.accumulate(reads[::-1])[::-1]
-    written = np.arange(PIXELS_PER_BLOCK, pixels.size, PIXELS_PER_BLOCK)
+    written = np.arange(block, pixels.size, block)
     if written.size == 0:
         return -g.h * g.w * g.c
     return int((written * g.o - later[written]).max())

@@ -1,0 +1,33 @@
+"""Parameters of the blocked kernels for cores without SIMD: what ``p`` is in their templates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinyq.ops.params import Conv2dParams, RequantParams
+
+
+@dataclass(frozen=True)
+class ProductParams:
+    """``ops/product_s8.c.j2``: columns of ``k`` by ``o`` channels; ``grouped``: of one group."""
+
+    k: int
+    o: int
+    weight_type: str
+    grouped: bool
+    requant: RequantParams
+
+
+@dataclass(frozen=True)
+class ColumnsParams:
+    """``ops/columns_s8.c.j2`` (variable ``product``: the product of two columns)."""
+
+    shape: Conv2dParams
+
+
+@dataclass(frozen=True)
+class PlanesParams:
+    """``ops/depthwise_s8.c.j2``; ``element`` is the C type of a plane's elements."""
+
+    shape: Conv2dParams
+    element: str
