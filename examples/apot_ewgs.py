@@ -5,10 +5,10 @@
 A survey reports that EWGS loses accuracy on APoT's grid and blames its level 0. On digits the level
 alone does nothing. What fails is a filter that is quantized to zero altogether: its BatchNorm has
 variance 0, the gradient through it is multiplied by 1/sqrt(eps), about 316, the curvature estimate
-with it, and λ grows until gradients change sign. A filter whose BatchNorm bias is negative hides behind ReLU, and
-Adam forgives, since it divides gradients by their size; SGD, with which APoT's authors train, does
-not. Here two filters are put to zero on purpose, and
-the network is trained on in several ways.
+with it, and λ grows until gradients change sign. A filter whose BatchNorm bias is negative hides
+behind ReLU, and Adam forgives, since it divides gradients by their size; SGD, with which APoT's
+authors train, does not. Here two filters are put to zero on purpose, and the network is trained on
+in several ways.
 """
 
 from __future__ import annotations

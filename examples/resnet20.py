@@ -98,18 +98,21 @@ def export_float_resnet20(path: str | Path) -> Path:
 
 
 def cifar10(split: str, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Normalised images [count, 3, 32, 32] and labels [count] of the ``train`` or ``test`` file."""
+    """Normalised images [count, 3, 32, 32] and labels [count] of the ``train`` or ``test`` file.
+
+    The files are sorted by class: images are taken from one fixed permutation of them.
+    """
     from PIL import Image
 
     with np.load(data_dir() / f"cifar10_jpeg_{split}.npz") as z:
         jpeg, offset, labels = z["jpeg"], z["offset"], z["y"]
+    order = np.random.default_rng(0).permutation(len(labels))[start : start + count]
     images = [
-        np.asarray(Image.open(io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes())))
-        for i in range(start, min(start + count, len(labels)))
+        np.asarray(Image.open(io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes()))) for i in order
     ]
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
     x = (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-    return x, torch.from_numpy(labels[start : start + count].astype(np.int64))
+    return x, torch.from_numpy(labels[order].astype(np.int64))
 
 
 @torch.no_grad()
