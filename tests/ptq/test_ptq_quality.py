@@ -218,7 +218,7 @@ def test_patches_are_what_a_convolution_multiplies(case: tuple) -> None:  # type
         attrs["pads"] = pads
     model = b.model(b.op("Conv", "x", b.const(w), **attrs), ["n", cin, 7, 8])
     x = samples(2, cin, 7, 8)
-    (rows,) = patches(model.graph.node[0], w.shape, (x,), np.random.default_rng(0))
+    (rows,) = patches(model.graph.node[0], w.shape, (x,), np.random.default_rng(0), 1000)
     flat = w.reshape(group, cout // group, -1)
     found = np.einsum("rgk,gok->rgo", rows, flat).reshape(len(rows), cout)
     expected = np.moveaxis(run(model, x)[0], 1, -1).reshape(-1, cout)

@@ -7,7 +7,7 @@ data again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from tinyq.ptq.graph import attributes
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-_ROWS_PER_BATCH = 4096
+_ROWS = 32768  # of all batches together: far more than the moments have unknowns
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +51,16 @@ class Moments:
 def gather_moments(
     node: onnx.NodeProto,
     weight_shape: tuple[int, ...],
-    pairs: Iterable[tuple[Floats, Floats]],
+    pairs: Sequence[tuple[Floats, Floats]],
     seed: int,
 ) -> Moments:
     """Moments over batches of (quantized input, float input), on a sample of the positions."""
     rng = np.random.default_rng(seed)
+    rows = max(1, _ROWS // len(pairs))
     total = 0
     sums: list[Doubles] = []
     for quantized, reference in pairs:
-        a, b = patches(node, weight_shape, (quantized, reference), rng)
+        a, b = patches(node, weight_shape, (quantized, reference), rng, rows)
         a, b = a.transpose(1, 2, 0), b.transpose(1, 2, 0)  # [groups, K, rows]
         at = a.transpose(0, 2, 1)
         parts = [a @ at, b @ at, a.sum(axis=2), b.sum(axis=2)]
@@ -75,14 +76,15 @@ def patches(
     weight_shape: tuple[int, ...],
     arrays: tuple[Floats, ...],
     rng: np.random.Generator,
+    limit: int,
 ) -> list[Floats]:
     """What each output position multiplies, [rows, groups, K] for each array, same positions.
 
-    At most 4,096 rows, drawn without replacement.
+    At most ``limit`` rows, drawn without replacement.
     """
     if node.op_type != "Conv":
         rows = [array.reshape(-1, 1, array.shape[-1]) for array in arrays]
-        picked = _pick(len(rows[0]), rng)
+        picked = _pick(len(rows[0]), rng, limit)
         return [array[picked] for array in rows]
     groups = int(attributes(node).get("group", 1))
     views = [_windows(node, weight_shape, array) for array in arrays]
@@ -90,7 +92,7 @@ def patches(
     # [N, C, *out, *kernel]: positions are N and out.
     out_shape = views[0].shape[2 : 2 + spatial]
     positions = (views[0].shape[0], *out_shape)
-    index = np.unravel_index(_pick(int(np.prod(positions)), rng), positions)
+    index = np.unravel_index(_pick(int(np.prod(positions)), rng, limit), positions)
     found = []
     for view in views:
         where: tuple[Any, ...] = (index[0], slice(None), *index[1:])
@@ -99,10 +101,10 @@ def patches(
     return found
 
 
-def _pick(count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    if count <= _ROWS_PER_BATCH:
+def _pick(count: int, rng: np.random.Generator, limit: int) -> npt.NDArray[np.int64]:
+    if count <= limit:
         return np.arange(count)
-    return np.sort(rng.choice(count, _ROWS_PER_BATCH, replace=False))
+    return np.sort(rng.choice(count, limit, replace=False))
 
 
 def _windows(node: onnx.NodeProto, weight_shape: tuple[int, ...], x: Floats) -> Floats:

@@ -142,7 +142,8 @@ def _learn(
         text = f"{flat.shape[1]} inputs are too many for learned rounding; rounded to nearest"
         notices.append(Diagnostic("TQ625", text, node=unit.name, operator=unit.operator))
         return weights
-    pairs = zip(inputs, [batch[unit.inputs[0]] for batch in paths.float], strict=True)
+    floats = [batch[unit.inputs[0]] for batch in paths.float]
+    pairs = list(zip(inputs, floats, strict=True))
     moments = gather_moments(unit.nodes[0], weight.shape, pairs, config.seed)
     if config.bias_correction:
         moments = moments.centered()
