@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from tinyq.codegen import GenerateOptions, Program, generate, write_program
 from tinyq.codegen.libraries import library_functions
 from tinyq.emulate.network import RunOptions, run_network
 from tinyq.ir import AnyArray, DType, Graph, Node, QuantParams, Stage, TensorType, Value
+from tinyq.ops import REGISTRY
 from tinyq.ops.conv2d import Conv2dAttrs
 from tinyq.ops.dense import DenseAttrs
 from tinyq.ops.fixed_point import (
@@ -217,6 +218,23 @@ class Cases:
         libraries = Libraries(self.rounding.value, preferred=True)
         return select(self.graph, load_core(target), Goal.SPEED, libraries=libraries)
 
+    def only_library(self, target: str) -> Cases:
+        """The cases that the library computes on ``target``; tinyq has no kernel for the others."""
+        core = load_core(target)
+        kept = [
+            node
+            for node in self.graph.nodes
+            if any(
+                not isinstance(kernel.plan(node, core), str)
+                for kernel in REGISTRY[node.op].kernels
+                if kernel.library
+            )
+        ]
+        inputs = tuple(v for node in kept for v in node.present_inputs if not v.is_constant)
+        results = tuple(node.output for node in kept)
+        graph = Graph("cases", Stage.INTEGER, inputs, results, tuple(kept))
+        return Cases(graph, self.rounding)
+
     def program(self, target: str, library: CmsisNn) -> Program:
         """The C of all cases."""
         schedule = self.schedule(target)
@@ -282,7 +300,7 @@ TABLE: dict[str, Make] = {
     "conv_dilated": Conv((9, 8, 3), 4, (3, 2), dilation=(2, 3), pads=(2, 1, 2, 2)),
     "conv_grouped": Conv((5, 5, 6), 4, (3, 3), pads=(1, 1, 1, 1), groups=2),
     "conv_row": Conv((1, 15, 4), 6, (1, 3), pads=(0, 1, 0, 1)),
-    "conv_row_stride": Conv((1, 16, 8), 5, (1, 5), stride=(1, 2), pads=(0, 1, 0, 2)),
+    "conv_row_stride": Conv((1, 16, 8), 5, (1, 6), stride=(1, 3), pads=(0, 1, 0, 1)),
     "conv_row_odd_channels": Conv((1, 13, 3), 4, (1, 4), pads=(0, 2, 0, 1)),
     "conv_many_channels": Conv((3, 2, 33), 17, (2, 2), pads=(0, 0, 1, 1)),
     "conv_wide_factors": Conv((4, 4, 5), 16, (2, 2), spread=6.0),
@@ -328,7 +346,33 @@ TABLE: dict[str, Make] = {
 }
 
 
-def with_oracle(node: Node, oracle: FixedPointLinear) -> Node:
-    """A linear node with other parameters."""
-    attrs = replace(node.attrs, oracle=oracle, requant=oracle)
-    return Node(node.op, node.name, node.inputs, node.outputs, attrs)
+def drawn_convolutions(count: int, seed: int) -> dict[str, Make]:
+    """Convolutions of random geometry: plain, grouped, depthwise, over rows."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, Make] = {}
+    while len(made) < count:
+        kind = int(rng.integers(0, 4))
+        h = 1 if kind == 3 else int(rng.integers(1, 9))
+        w, in_c = int(rng.integers(1, 18)), int(rng.integers(1, 20))
+        kernel = (1 if kind == 3 else int(rng.integers(1, 5)), int(rng.integers(1, 6)))
+        dilation = _draw_pair(rng, 3) if rng.integers(0, 4) == 0 else (1, 1)
+        stride = _draw_pair(rng, 4)
+        reach = [dilation[k] * (kernel[k] - 1) for k in (0, 1)]
+        begin = [int(rng.integers(0, kernel[k])) for k in (0, 1)]
+        end = [begin[k] + int(rng.integers(0, 2)) * (kernel[k] > 1) for k in (0, 1)]
+        if any((h, w)[k] + begin[k] + end[k] <= reach[k] for k in (0, 1)):
+            continue
+        groups = {0: 1, 1: int(rng.integers(1, 4)), 2: -1, 3: 1}[kind]
+        in_c = in_c * groups if groups > 1 else in_c
+        out_c = int(rng.integers(1, 20)) * max(groups, 1)
+        out_c = in_c * int(rng.integers(1, 3)) if groups < 0 else out_c
+        pads = (begin[0], begin[1], end[0], end[1])
+        x_zero = int(rng.choice([-128, -5, 0, 127]))
+        made[f"drawn_{len(made)}"] = Conv(
+            (h, w, in_c), out_c, kernel, stride, dilation, pads, groups, x_zero
+        )
+    return made
+
+
+def _draw_pair(rng: np.random.Generator, end: int) -> tuple[int, int]:
+    return int(rng.integers(1, end)), int(rng.integers(1, end))

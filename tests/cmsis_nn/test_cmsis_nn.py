@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cmsis_cases import TABLE, Cases, make_cases, run
+from cmsis_cases import TABLE, Cases, drawn_convolutions, make_cases, run
 
 from tinyq.build.cmsis_nn import CmsisNn, find_cmsis_nn
 from tinyq.quant import Rounding
@@ -48,6 +48,15 @@ def test_library_on_the_host(rounding: Rounding, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["cortex-m0", "cortex-m3", "cortex-m4", "cortex-m55"])
 def test_library_on_cores(target: str, rounding: Rounding, tmp_path: Path) -> None:
     assert run(cases(rounding), find_cmsis_nn(), target, tmp_path / "net", "qemu") == []
+
+
+@needs_library
+@pytest.mark.qemu
+@pytest.mark.parametrize("target", ["cortex-m3", "cortex-m4", "cortex-m55"])
+def test_drawn_convolutions_on_cores(target: str, tmp_path: Path) -> None:
+    drawn = make_cases(drawn_convolutions(100, 7), Rounding.TWICE).only_library(target)
+    assert len(drawn.graph.nodes) > 90
+    assert run(drawn, find_cmsis_nn(), target, tmp_path / "net", "qemu") == []
 
 
 def test_every_case_is_computed_by_the_library() -> None:

@@ -67,20 +67,61 @@ def _columns_bytes_mve(g: ConvGeometry) -> int:
     return 4 * _round_up(g.in_c * g.kernel_w * g.kernel_h, 16)
 
 
+@dataclass(frozen=True)
+class _Row:
+    """How the Helium 1xN function divides a row: outputs of the left border, inside, of the right.
+
+    total: padding that the geometry needs; uneven: what of it the right has more than the left.
+    """
+
+    total: int
+    uneven: int
+    left: int
+    inner: int
+    right: int
+
+    @classmethod
+    def of(cls, g: ConvGeometry) -> _Row:
+        total = (g.out_w - 1) * g.stride_w + g.kernel_w - g.in_w
+        uneven = abs(total) % 2 * (1 if total >= 0 else -1)  # C's remainder has the dividend's sign
+        right = max(1, _divide(g.pad_w + uneven + g.stride_w - 1, g.stride_w))
+        right = right if g.pad_w + uneven != 0 else 0
+        left = max(1, _divide(g.pad_w + g.stride_w - 1, g.stride_w)) if g.pad_w else 0
+        return cls(total, uneven, left, max(g.out_w - (right + left), 0), right)
+
+
 def _row_bytes_mve(g: ConvGeometry) -> int:
     """Left and right border columns of a 1xN convolution."""
-    total = (g.out_w - 1) * g.stride_w + g.kernel_w - g.in_w
-    uneven = abs(total) % 2 * (1 if total >= 0 else -1)  # C's remainder has the dividend's sign
-    right = max(1, _divide(g.pad_w + uneven + g.stride_w - 1, g.stride_w))
-    right = right if g.pad_w + uneven != 0 else 0
-    left = max(1, _divide(g.pad_w + g.stride_w - 1, g.stride_w)) if g.pad_w else 0
-    inner = max(g.out_w - (right + left), 0)
-    if right + inner + left != g.out_w:
+    row = _Row.of(g)
+    if row.right + row.inner + row.left != g.out_w:
         return _columns_bytes_mve(g)
     pad_left = g.pad_w * g.in_c
-    pad_right = right * g.in_c if uneven else pad_left
+    pad_right = row.right * g.in_c if row.uneven else pad_left
     whole = g.kernel_w * g.in_c
     return max(whole + pad_left, whole - g.in_c + pad_right)
+
+
+def row_is_right(g: ConvGeometry) -> bool:
+    """Whether the Helium 1xN function computes this row: it takes the first output of the right
+    border to lack exactly one input, which strides make untrue (found by test with 19.1.0).
+    """
+    row = _Row.of(g)
+    if 2 * g.pad_w + row.uneven != row.total:
+        return False
+    if row.right + row.inner + row.left != g.out_w:
+        return True  # it then takes the general function
+    if row.left and (row.left - 1) * g.stride_w - g.pad_w + g.kernel_w > g.in_w:
+        return False
+    start = g.stride_w * (row.left + row.inner) - g.pad_w
+    padded = row.right if row.uneven else g.pad_w
+    return row.right == 0 or (
+        g.in_w - start == g.kernel_w - 1 and (row.right - 1) * g.stride_w + 1 <= padded
+    )
+
+
+def takes_wrong_row(g: ConvGeometry, isa: str) -> bool:
+    """Whether ``arm_convolve_wrapper_s8`` would compute a row wrongly."""
+    return isa == "mve" and not g.is_pointwise and g.is_row and not row_is_right(g)
 
 
 def depthwise_bytes(g: ConvGeometry, isa: str) -> int:

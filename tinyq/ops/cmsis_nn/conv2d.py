@@ -8,7 +8,12 @@ import numpy as np
 
 from tinyq.ir import DType, Node
 from tinyq.ops.base import KernelCall, PackedConstant, Refusal
-from tinyq.ops.cmsis_nn.buffers import ConvGeometry, convolve_bytes, depthwise_bytes
+from tinyq.ops.cmsis_nn.buffers import (
+    ConvGeometry,
+    convolve_bytes,
+    depthwise_bytes,
+    takes_wrong_row,
+)
 from tinyq.ops.cmsis_nn.calls import (
     Activation,
     CmsisConvParams,
@@ -61,6 +66,8 @@ class CmsisConv2d(CmsisKernel):
             return "depthwise"
         if max(vars(g).values()) > _UINT16:
             return "a size is beyond 16 bits"
+        if takes_wrong_row(g, core.isa):
+            return "CMSIS-NN's 1xN function for Helium mistakes its right border"
         made = library_parameters(node)
         if isinstance(made, str):
             return made
@@ -104,6 +111,8 @@ class CmsisDepthwise(CmsisKernel):
             return "not depthwise"
         if max(vars(g).values()) > _UINT16:
             return "a size is beyond 16 bits"
+        if g.in_c == 1 and takes_wrong_row(g, core.isa):
+            return "CMSIS-NN's 1xN function for Helium mistakes its right border"
         made = library_parameters(node)
         if isinstance(made, str):
             return made
