@@ -14,7 +14,7 @@ WORKERS ?= 2
 TESTS ?= tests
 SOURCES := tinyq tests examples
 
-.PHONY: help demo test check lint types layers format transcript wheel clean system
+.PHONY: help demo test check bench lint types layers format transcript wheel clean system
 
 help: ## list what matters
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: $(VENV)/.test system ## run all tests (TESTS=tests/cli for a part of them)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
 
 check: lint types layers test ## what must be green before a commit: lint, types, layers, tests
+
+bench: $(VENV)/.test system ## measure the reference networks on every core (ARGS=--record to keep the figures)
+	$(BIN)/python tests/bench/bench.py $(ARGS)
 
 lint: $(VENV)/.check ## ruff: rules and format
 	$(BIN)/ruff check $(SOURCES)
