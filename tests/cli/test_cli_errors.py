@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cli_models
@@ -159,6 +159,34 @@ def test_disk_fills_while_verifying(
     result = RUNNER.invoke(app, ["verify", str(out), "--emulator", "host", "--json"])
     assert result.exit_code == CATALOG["TQ703"].exit_status
     assert json.loads(result.stdout)["errors"][0]["code"] == "TQ703"
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 40 KiB: enough for the sources around the network, not for its objects."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system can be mounted by root alone")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_really_full_disk(model: Path, tmp_path: Path, full_disk: Path) -> None:
+    out = compiled(model, tmp_path)
+    (full_disk / "filler").write_bytes(bytes(36 * 1024))
+    done = run(["verify", str(out), "--emulator", "host"], TMPDIR=str(full_disk))
+    assert done.returncode == 9
+    assert "TQ703" in done.stderr
+    assert "No space left on device" in done.stderr
+    done = run(["compile", str(model), "-t", "cortex-m4", "-o", str(full_disk / "net")])
+    assert done.returncode == 9
+    assert "TQ701" in done.stderr
+    assert not (full_disk / "net").exists()
+    assert not list(full_disk.glob(".net*"))
 
 
 def test_interrupt_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

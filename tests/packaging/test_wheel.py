@@ -42,9 +42,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment with tinyq from the wheel; dependencies are those of this one."""
     place = tmp_path_factory.mktemp("env")
-    run(sys.executable, "-m", "venv", place / "venv", cwd=place)
+    run(sys.executable, "-m", "venv", "--without-pip", place / "venv", cwd=place)
     found = place / "venv" / "bin" / "python"
-    run(found, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=place)
+    pip = [sys.executable, "-m", "pip", "--python", found, "install", "--quiet"]
+    run(*pip, "--no-index", "--no-deps", wheel, cwd=place)
     packages = run(found, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place)
     # Paths in a .pth file come last, and a checkout's own .pth in there is not followed.
     borrowed = sysconfig.get_path("purelib")

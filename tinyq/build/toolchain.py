@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tinyq.build.process import run
+from tinyq.build.process import Completed, run
 from tinyq.errors import error
 
 WARNINGS = (
@@ -20,7 +20,8 @@ WARNINGS = (
     "-Wmissing-prototypes",
 )
 _COMPILE_SECONDS = 600.0
-_NO_ROOM = ("will not fit in region", "overflowed by", "No space left")
+_NO_ROOM = ("will not fit in region", "overflowed by")
+_DISK_FULL = "No space left on device"
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,35 @@ class Toolchain:
         return found
 
     def compile(self, source: Path, output: Path, flags: Iterable[str]) -> None:
-        """Compile one C file to an object file; raises TQ402 with the compiler's message."""
+        """Compile one C file to an object file; raises TQ402 with the compiler's message.
+
+        Raises TQ703 when the disk is full.
+        """
         command = [self.compiler, "-c", str(source), "-o", str(output), *flags]
         done = run(command, output.parent, _COMPILE_SECONDS)
         if done.status != 0:
+            _require_disk(done, output)
             raise error("TQ402", f"{source.name} does not compile:\n{done.tail(20)}")
 
     def link(self, objects: Sequence[Path], output: Path, flags: Iterable[str]) -> None:
-        """Link object files; raises TQ405 when they do not fit and TQ402 for any other failure."""
+        """Link object files; raises TQ405 when they do not fit and TQ402 for any other failure.
+
+        Raises TQ703 when the disk is full.
+        """
         command = [self.compiler, *map(str, objects), "-o", str(output), *flags]
         done = run(command, output.parent, _COMPILE_SECONDS)
         if done.status == 0:
             return
+        _require_disk(done, output)
         if any(sign in done.output for sign in _NO_ROOM):
             lines = [line for line in done.output.splitlines() if any(s in line for s in _NO_ROOM)]
             raise error("TQ405", f"{output.name} does not fit: " + "; ".join(dict.fromkeys(lines)))
         raise error("TQ402", f"{output.name} does not link:\n{done.tail(20)}")
+
+
+def _require_disk(done: Completed, output: Path) -> None:
+    if _DISK_FULL in done.output:
+        raise error("TQ703", _DISK_FULL, file=str(output.parent))
 
 
 @cache
