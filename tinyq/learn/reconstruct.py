@@ -49,6 +49,10 @@ class RoundingWeight(nn.Module):
     Starts at the weight's own fraction; hard rounding (h >= ½) is what eval and export use.
     """
 
+    below: Tensor
+    above: Tensor
+    step: Tensor
+
     def __init__(self, source: WeightQuantizer, weight: Tensor):
         super().__init__()
         self.level_set, self.source = source.level_set, source
@@ -57,8 +61,9 @@ class RoundingWeight(nn.Module):
         low, high = source.bounds()
         v = (x / step).clamp(low, high)
         below, above = interval(v, source.levels())
-        self.below, self.above = below.clamp(low, high), above.clamp(low, high)
-        self.step = step
+        self.register_buffer("below", below.clamp(low, high))
+        self.register_buffer("above", above.clamp(low, high))
+        self.register_buffer("step", step)
         fraction = ((v - below) / (above - below)).clamp(0.0, 1.0)
         start = ((fraction - _LOW) / (_HIGH - _LOW)).clamp(1e-4, 1 - 1e-4)
         self.a = nn.Parameter(torch.log(start / (1 - start)))
