@@ -124,6 +124,21 @@ def takes_wrong_row(g: ConvGeometry, isa: str) -> bool:
     return isa == "mve" and not g.is_pointwise and g.is_row and not row_is_right(g)
 
 
+def takes_wrong_window(g: ConvGeometry, isa: str) -> bool:
+    """Whether ``arm_depthwise_conv_wrapper_s8`` would compute a window wrongly.
+
+    Its 3x3 function takes the middle column of every window to lie in the input, which two columns
+    of padding on the right make untrue (found by test with 19.1.0).
+    """
+    if isa == "mve":
+        return g.in_c == 1 and takes_wrong_row(g, isa)
+    special = g.in_c == g.out_c and (g.kernel_h, g.kernel_w, g.dilation_h, g.dilation_w) == (
+        3, 3, 1, 1,
+    )  # fmt: skip
+    middle = (g.out_w - 1) * g.stride_w - g.pad_w + 1
+    return special and max(g.pad_h, g.pad_w) <= 1 and middle >= g.in_w
+
+
 def depthwise_bytes(g: ConvGeometry, isa: str) -> int:
     """``arm_depthwise_conv_wrapper_s8_get_buffer_size``."""
     if isa == "mve" and g.in_c == 1 and g.out_c > 1:

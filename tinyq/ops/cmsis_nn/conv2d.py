@@ -13,6 +13,7 @@ from tinyq.ops.cmsis_nn.buffers import (
     convolve_bytes,
     depthwise_bytes,
     takes_wrong_row,
+    takes_wrong_window,
 )
 from tinyq.ops.cmsis_nn.calls import (
     Activation,
@@ -111,8 +112,8 @@ class CmsisDepthwise(CmsisKernel):
             return "not depthwise"
         if max(vars(g).values()) > _UINT16:
             return "a size is beyond 16 bits"
-        if g.in_c == 1 and takes_wrong_row(g, core.isa):
-            return "CMSIS-NN's 1xN function for Helium mistakes its right border"
+        if takes_wrong_window(g, core.isa):
+            return "CMSIS-NN's function for this window mistakes its right border"
         made = library_parameters(node)
         if isinstance(made, str):
             return made
