@@ -24,6 +24,7 @@ from torch import nn
 import tinyq.learn
 from tinyq.errors import TinyqError
 from tinyq.learn import FitConfig, QuantConfig
+from tinyq.learn.curvature import ewgs_quantizers
 
 EPOCHS = 8
 
@@ -90,16 +91,17 @@ def run(
         ewgs_probes=6,
     )
     scores: list[float] = []
+    strengths: list[float] = []
 
     def validate(m: nn.Module) -> float:
         scores.append(accuracy(m, x_test, y_test))
+        strengths.append(max((float(q.strength) for q in ewgs_quantizers(m).values()), default=0.0))
         return scores[-1]
 
     groups = tinyq.learn.parameter_groups(prepared, fit)
     optimizer = torch.optim.SGD(groups, momentum=0.9)
-    strengths: list[dict[str, float]] = []
     try:
-        result = tinyq.learn.fit(
+        tinyq.learn.fit(
             prepared,
             Batches(x, y, seed),
             fit,
@@ -107,11 +109,10 @@ def run(
             validate=validate,
             progress=False,
         )
-        strengths = result.strengths
     except TinyqError as stop:  # the loss is no number any more: chance from here on
         print(f"  {variant.label}: {str(stop)[:100]}")
     scores += [10.0] * (EPOCHS - len(scores))
-    return {"accuracy": scores, "strength": [max(s.values(), default=0.0) for s in strengths]}
+    return {"accuracy": scores, "strength": strengths}
 
 
 def main() -> None:
@@ -138,7 +139,7 @@ def main() -> None:
 
 
 def plot(results: dict[str, list[dict[str, list[float]]]], path: str) -> None:
-    """Accuracy and λ by epoch, mean over the seeds."""
+    """Mean accuracy and largest λ over the seeds, by epoch."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,14 +147,18 @@ def plot(results: dict[str, list[dict[str, list[float]]]], path: str) -> None:
 
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 8), sharex=True)
     for label, runs in results.items():
-        top.plot(range(1, EPOCHS + 1), np.mean([r["accuracy"] for r in runs], axis=0), label=label)
-        length = min(len(r["strength"]) for r in runs)
-        if length and max(runs[0]["strength"]) > 0:
-            means = np.mean([r["strength"][:length] for r in runs], axis=0)
-            bottom.semilogy(range(2, length + 2), np.maximum(means, 1e-4), label=label)
+        means = np.mean([r["accuracy"] for r in runs], axis=0)
+        (line,) = top.plot(range(1, EPOCHS + 1), means, label=label)
+        # Runs that ended in NaN have fewer values: the largest of those that there are.
+        largest = [
+            max(r["strength"][e] for r in runs if len(r["strength"]) > e)
+            for e in range(max(len(r["strength"]) for r in runs))
+        ]
+        if max(largest, default=0.0) > 0.0:
+            bottom.semilogy(range(1, len(largest) + 1), largest, color=line.get_color())
     top.set_ylabel("test accuracy, %")
     top.legend(fontsize=7)
-    bottom.set_ylabel("largest λ of any layer")
+    bottom.set_ylabel("largest λ of any layer and seed")
     bottom.set_xlabel("epoch")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
