@@ -30,6 +30,9 @@ class Qdq:
         self.outputs: list[onnx.ValueInfoProto] = []
         self._count = 0
 
+    def __repr__(self) -> str:
+        return " ".join(helper.printable_node(node) for node in self.nodes)
+
     def fresh(self, role: str) -> str:
         self._count += 1
         return f"{role}{self._count}"

@@ -46,8 +46,8 @@ def batch_norm() -> Qdq:
     """A BatchNormalization in float behind the Conv, one gain negative, one zero."""
     b = Qdq()
     rng = np.random.default_rng(3)
-    y = b.op("Conv", b.x((1, 3, 5, 5), X_SCALE, -9),
-             b.weights(rng.integers(-127, 128, (4, 3, 3, 3)), W_SCALE), pads=[1, 1, 1, 1])  # fmt: skip
+    w = b.weights(rng.integers(-127, 128, (4, 3, 3, 3)), W_SCALE)
+    y = b.op("Conv", b.x((1, 3, 5, 5), X_SCALE, -9), w, pads=[1, 1, 1, 1])
     gains = np.array([1.5, -0.7, 0.0, 0.3], np.float32)
     rest = [rng.normal(size=4).astype(np.float32) for _ in range(2)]
     variance = rng.uniform(0.5, 2, 4).astype(np.float32)

@@ -74,10 +74,15 @@ def build_staircase(oracle: Oracle, lo: Int64, hi: Int64, qmin: int, qmax: int) 
     """Find every threshold of ``oracle`` between ``lo`` and ``hi`` (int64[C], included).
 
     Bisects all thresholds of all channels together: as many oracle calls on [C, qmax - qmin] as
-    the widest range has bits. Right for any monotone oracle.
+    the widest range has bits. Right for any monotone oracle. A single output (qmin = qmax) gets a
+    neighbour that nothing reaches.
     """
     lo = np.asarray(lo, np.int64)
     hi = np.asarray(hi, np.int64)
+    if qmin == qmax:
+        if qmin > -128:
+            return Staircase(lo, hi, qmin - 1, qmax, lo[:, None])
+        return Staircase(lo, hi, qmin, qmax + 1, hi[:, None] + 1)
     levels = np.arange(qmin + 1, qmax + 1, dtype=np.int64)
     size = max(1, _CHUNK // max(1, len(lo)))
     parts = [
