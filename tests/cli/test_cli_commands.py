@@ -13,11 +13,12 @@ import cli_models
 import numpy as np
 import onnx
 import pytest
+from rich.table import Table
 from typer.testing import CliRunner
 
 import tinyq
 from tinyq.cli import app
-from tinyq.cli.console import progress
+from tinyq.cli.console import progress, show
 from tinyq.errors import CATALOG
 from tinyq.ops import REGISTRY
 from tinyq.target import core_names
@@ -220,6 +221,13 @@ def test_completion_is_offered() -> None:
     )
     assert done.returncode == 0
     assert "complete" in done.stdout
+
+
+def test_names_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("layer")
+    table.add_row("block[bold]/conv:snake:[0]")
+    show(table)
+    assert "block[bold]/conv:snake:[0]" in capsys.readouterr().out
 
 
 def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,12 +85,22 @@ def test_refusals_and_notes_are_shown() -> None:
         (proof(), "proved"),
         (proof(fixes=1, mismatches=1), "proved, 1 fix"),
         (proof(basis="pairs", fixes=3, mismatches=3), "all pairs, 3 fixes"),
-        (proof(basis="construction"), "exact by construction"),
+        (proof(basis="construction"), "by construction"),
+        (proof(basis="samples"), "by samples"),
+        (proof(ambiguous=3), "proved, 3 sums ambiguous"),
         (INEXACT, "90 may differ by 2"),
     ],
 )
 def test_exactness_in_a_cell(exactness: dict[str, Any], said: str) -> None:
     assert exactness_text(exactness) == said
+
+
+def test_what_is_not_proved_is_named() -> None:
+    layers = (layer(0, "a", proof(ambiguous=2)), layer(1, "soft", proof(basis="samples")))
+    text = " ".join(text_of(network_report(manifest(*layers))).split())
+    assert "Not proved, but verified on samples: soft." in text
+    assert "At 2 sums of means the oracle's own float32 may round either way" in text
+    assert verdict(layers) == "all proved are exact"
 
 
 def test_verdict_of_a_network() -> None:

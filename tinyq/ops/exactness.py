@@ -17,7 +17,8 @@ class Exactness:
     """What is known about one node over everything that its inputs can be.
 
     ``basis``: ``accumulators`` (every reachable one), ``pairs`` (all 65,536 pairs of operands) or
-    ``construction`` (a table, a copy: nothing is rounded that the oracle did not round).
+    ``construction`` (a table, a copy: nothing is rounded that the oracle did not round) or ``samples``
+    (nothing is proved, verification on samples decides).
     ``reachable`` counts what was examined, ``mismatches`` those that differ without ``fixes``,
     ``max_abs`` by how much at most, ``differing`` those that differ with them.
     """
@@ -51,7 +52,7 @@ def exactness_of(node: Node) -> Exactness:
         return Exactness("pairs", PAIRS, 0, 0, len(pairs), size, len(pairs))
     found = list(_requants(attrs))
     if not found:
-        return Exactness("construction")
+        return Exactness("construction" if getattr(attrs, "proved", True) else "samples")
     proofs = [requant.proof for requant in found]
     differing = [r.proof.mismatches for r in found if not r.exact]
     mismatches = sum(p.mismatches for p in proofs)

@@ -36,8 +36,11 @@ class SoftmaxAttrs:
     """table: uint32 [256], exp(-d * x_scale) in fixed point for a difference d = max - x.
 
     ``levels`` is the output above its zero point of a probability of 1:
-    y = clamp(floor(levels * e / sum + 1/2) + zero_point).
+    y = clamp(floor(levels * e / sum + 1/2) + zero_point). Rows are too many to prove equality with
+    the oracle's float exponentials: ``proved``.
     """
+
+    proved: ClassVar[bool] = False
 
     table: npt.NDArray[np.uint32]
     levels: int

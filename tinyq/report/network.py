@@ -14,16 +14,24 @@ from tinyq.report.formats import count, plural, shape, shortened, size
 
 Manifest = Mapping[str, Any]
 _NAME_WIDTH = 26
+_BASES = {
+    "accumulators": "proved",
+    "pairs": "all pairs",
+    "construction": "by construction",
+    "samples": "by samples",
+}
 
 
 def exactness_text(exactness: Mapping[str, Any]) -> str:
     """One cell: what is proved of a layer."""
     if exactness["differing"]:
         return f"{count(exactness['differing'])} may differ by {exactness['max_abs']}"
-    if exactness["basis"] == "construction":
-        return "exact by construction"
-    proved = "proved" if exactness["basis"] == "accumulators" else "all pairs"
-    return f"{proved}, {plural(exactness['fixes'], 'fix')}" if exactness["fixes"] else proved
+    text = _BASES[exactness["basis"]]
+    if exactness["fixes"]:
+        text += f", {plural(exactness['fixes'], 'fix')}"
+    if exactness.get("ambiguous"):
+        text += f", {plural(exactness['ambiguous'], 'sum')} ambiguous"
+    return text
 
 
 def why(layer: Mapping[str, Any]) -> str:
@@ -79,7 +87,8 @@ def verdict(layers: Iterable[Mapping[str, Any]]) -> str:
     if differing:
         return f"{count(differing)} may differ"
     fixes = sum(e["fixes"] for e in found)
-    return f"all exact, {plural(fixes, 'fix')}" if fixes else "all exact"
+    known = "all exact" if all(e["basis"] != "samples" for e in found) else "all proved are exact"
+    return f"{known}, {plural(fixes, 'fix')}" if fixes else known
 
 
 def exactness_lines(manifest: Manifest) -> list[Text]:
@@ -107,6 +116,19 @@ def exactness_lines(manifest: Manifest) -> list[Text]:
                 f"the result may differ from {manifest['oracle']}'s, by {largest} at most, in "
                 f"{names}.",
                 "bold red",
+            )
+        )
+    unproved = [la["name"] for la in layers if la["exactness"]["basis"] == "samples"]
+    if unproved:
+        names = ", ".join(map(shortened, unproved))
+        lines.append(Text(f"Not proved, but verified on samples: {names}."))
+    ambiguous = sum(la["exactness"].get("ambiguous", 0) for la in layers)
+    if ambiguous:
+        lines.append(
+            Text(
+                f"At {plural(ambiguous, 'sum')} of means the oracle's own float32 may round either "
+                "way, by the order of its additions.",
+                "yellow",
             )
         )
     return lines
