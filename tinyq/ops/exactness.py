@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tinyq.ir import Node
+from tinyq.ops.base import LibraryUse
 from tinyq.quant import Requant
 
 PAIRS = 65536
@@ -17,8 +18,8 @@ class Exactness:
     """What is known about one node over everything that its inputs can be.
 
     ``basis``: ``accumulators`` (every reachable one), ``pairs`` (all 65,536 pairs of operands) or
-    ``construction`` (a table, a copy: nothing is rounded that the oracle did not round) or ``samples``
-    (nothing is proved, verification on samples decides).
+    ``construction`` (a table, a copy: nothing is rounded that the oracle did not round) or
+    ``samples`` (nothing is proved, verification on samples decides).
     ``reachable`` counts what was examined, ``mismatches`` those that differ without ``fixes``,
     ``max_abs`` by how much at most, ``differing`` those that differ with them.
     """
@@ -41,6 +42,16 @@ class Exactness:
     def exact(self) -> bool:
         """Whether nothing differs from the oracle once the fixes are applied."""
         return self.differing == 0
+
+
+def exactness_with_library(node: Node, use: LibraryUse) -> Exactness:
+    """The exactness of a node that a library's function computes, its own fixes not applied."""
+    found = exactness_of(node)
+    if not use.examined:
+        return found
+    return replace(
+        found, reachable=use.examined, mismatches=use.differing, max_abs=use.largest, fixes=0
+    )
 
 
 def exactness_of(node: Node) -> Exactness:
