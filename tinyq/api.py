@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tinyq.ir import Graph
     from tinyq.plan import MemoryPlan
     from tinyq.select import Libraries, Schedule
+    from tinyq.verification.profile import Profile
     from tinyq.verification.verify import Progress, Subject, VerifyOptions, VerifyReport
 
 ORACLES = ("ort", "tflite", "cmsis-nn")
@@ -196,6 +198,7 @@ def open_folder(folder: Path, layers: bool = False) -> Subject:
     from tinyq.build import load_network
     from tinyq.frontends.onnx import load_model
     from tinyq.frontends.oracle import OrtOracle
+    from tinyq.verification.reference import ReferenceOracle
     from tinyq.verification.verify import Subject, read_manifest
 
     manifest = read_manifest(folder)
@@ -222,6 +225,11 @@ def open_folder(folder: Path, layers: bool = False) -> Subject:
         ),
     }
     oracle = OrtOracle(proto, graph, expose=tuple(names))
+    if manifest["oracle"] == "cmsis-nn":
+        return Subject(
+            load_network(folder), graph, "CMSIS-NN (integer reference)", ReferenceOracle(graph),
+            {"onnxruntime": oracle},
+        )  # fmt: skip
     return Subject(load_network(folder), graph, "onnxruntime", oracle, gaps)
 
 
@@ -234,6 +242,32 @@ def verify(
 
     chosen = options or Options()
     return run(open_folder(Path(folder), chosen.layers), chosen, progress)
+
+
+def profile_kernels(
+    folder: Path | str, choices: tuple[str, ...] = KERNELS, cmsis_nn: str = ""
+) -> tuple[Profile, ...]:
+    """Profiles of a compiled folder's model, compiled anew with each choice of ``kernels``.
+
+    Target, oracle, goal and shapes are the folder's. Raises what compile and profile raise; TQ407
+    without CMSIS-NN.
+    """
+    from tinyq.verification.profile import profile
+    from tinyq.verification.verify import read_manifest
+
+    path = Path(folder)
+    manifest = read_manifest(path)
+    shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+    found = []
+    with tempfile.TemporaryDirectory(prefix="tinyq-kernels-") as name:
+        for choice in choices:
+            compile(
+                path / manifest["model"], output=Path(name) / choice, target=manifest["target"],
+                name=manifest["name"], optimize=manifest["optimize"], oracle=manifest["oracle"],
+                shapes=shapes, kernels=choice, cmsis_nn=cmsis_nn,
+            )  # fmt: skip
+            found.append(profile(Path(name) / choice))
+    return tuple(found)
 
 
 def default_name(model: Path) -> str:

@@ -18,6 +18,13 @@ def profile_command(
         Path | None,
         typer.Option(metavar="DIR", help="Another compiled folder, to put beside the first."),
     ] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="Put tinyq's kernels, CMSIS-NN's (CMSIS_NN_DIR) and the better ones side by side.",
+        ),
+    ] = False,
     target: Annotated[
         str, typer.Option(help="Run on another core than the folder was compiled for.")
     ] = "",
@@ -27,6 +34,9 @@ def profile_command(
     from tinyq.report.profile import comparison_report, profile_report
     from tinyq.verification.profile import profile
 
+    if kernels:
+        show_kernels(folder, as_json)
+        return
     folders = [folder, compare] if compare else [folder]
     profiles = []
     with progress(as_json) as tell:
@@ -39,3 +49,17 @@ def profile_command(
         show(comparison_report(*profiles))
     else:
         show(profile_report(profiles[0]))
+
+
+def show_kernels(folder: Path, as_json: bool) -> None:
+    """The folder's model with each choice of kernels, side by side."""
+    from tinyq.api import KERNELS, profile_kernels
+    from tinyq.report.profile import kernels_report
+
+    with progress(as_json) as tell:
+        tell("profiling", 0, 1)
+        profiles = dict(zip(KERNELS, profile_kernels(folder), strict=True))
+    if as_json:
+        show_json({"profiles": {name: one.to_json() for name, one in profiles.items()}})
+    else:
+        show(kernels_report(profiles))

@@ -8,8 +8,8 @@ from typing import Any
 
 from tinyq.codegen.libraries import differing_layers, library_layers
 from tinyq.codegen.program import GENERATOR, MANIFEST_FORMAT, GenerateOptions
-from tinyq.ir import Node, Value
-from tinyq.ops.exactness import exactness_of
+from tinyq.ir import Value
+from tinyq.ops.exactness import exactness_of, exactness_with_library
 from tinyq.plan import ALIGNMENT, MemoryPlan
 from tinyq.select import Layer, Schedule
 
@@ -91,8 +91,11 @@ def live_bytes(schedule: Schedule, plan: MemoryPlan, layer: Layer) -> int:
     return total
 
 
-def _exactness(node: Node) -> dict[str, Any]:
-    found = exactness_of(node)
+def _exactness(layer: Layer) -> dict[str, Any]:
+    use = layer.call.library
+    found = exactness_of(layer.node)
+    if use is not None:
+        found = exactness_with_library(layer.node, use)
     return {**asdict(found), "differing": found.differing, "exact": found.exact}
 
 
@@ -116,7 +119,7 @@ def _layer(layer: Layer, function: str | None, plan: MemoryPlan, live: int) -> d
         "code_bytes_estimate": layer.call.code_bytes,
         "scratch_bytes": layer.call.scratch_bytes,
         "live_bytes": live,
-        "exactness": _exactness(layer.node),
+        "exactness": _exactness(layer),
         "library": asdict(layer.call.library) if layer.call.library is not None else None,
         "alternatives": [
             {

@@ -56,7 +56,8 @@ class LibraryUse:
 
     functions: entry points, by name. header: the one that declares them. rounding: ``once`` or
     ``twice`` where the library's build decides how the kernel rounds, else empty. differing: how
-    many of ``examined`` accumulators (or pairs of operands) give another integer than the oracle.
+    many of ``examined`` accumulators (or pairs of operands) give another integer than the oracle,
+    and by how much at most (``largest``).
     """
 
     library: str
@@ -65,6 +66,7 @@ class LibraryUse:
     rounding: str = ""
     differing: int = 0
     examined: int = 0
+    largest: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,19 +125,31 @@ def _factors(node: Node) -> npt.NDArray[np.float64]:
     return np.full(len(factors), product / y.scale)
 
 
-def differing_accumulators(node: Node, made: FixedPointLinear) -> tuple[int, int]:
-    """At how many of the reachable accumulators ``made`` differs from the node's oracle; of all."""
+@dataclass(frozen=True)
+class Differences:
+    """At how many of ``examined`` values two rules differ, and by how much at most."""
+
+    differing: int = 0
+    examined: int = 0
+    largest: int = 0
+
+
+def differing_accumulators(node: Node, made: FixedPointLinear) -> Differences:
+    """Where ``made`` differs from the node's oracle, over every accumulator it can reach."""
     oracle = node.attrs.oracle
-    if oracle is made:
-        return 0, 0
+    if isinstance(oracle, FixedPointLinear):
+        return Differences()
     weights = node.input(1).array.astype(np.int64)
     low, high = accumulator_bounds(weights.reshape(len(weights), -1), -128, 127)
     stairs = [build_staircase(each, low, high, made.qmin, made.qmax) for each in (oracle, made)]
     start = np.minimum(stairs[0].thresholds, stairs[1].thresholds)
     end = np.maximum(stairs[0].thresholds, stairs[1].thresholds)
+    # The difference grows only where a span begins, so that the largest is found there.
+    gaps = np.abs(oracle(start) - made(start)) * (start < end)
     # Spans of neighbouring levels may overlap: each begins behind the one before.
     start[:, 1:] = np.maximum(start[:, 1:], end[:, :-1])
-    return int(np.maximum(end - start, 0).sum()), stairs[0].reachable
+    differing = int(np.maximum(end - start, 0).sum())
+    return Differences(differing, stairs[0].reachable, int(gaps.max(initial=0)))
 
 
 @dataclass(frozen=True)

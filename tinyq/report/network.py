@@ -96,7 +96,7 @@ def exactness_lines(manifest: Manifest) -> list[Text]:
     layers = manifest["layers"]
     proved = [e["exactness"] for e in layers if e["exactness"]["basis"] == "accumulators"]
     reachable = sum(e["reachable"] for e in proved)
-    differing = sum(e["differing"] for e in proved)
+    differing = sum(la["exactness"]["differing"] for la in layers)
     lines = []
     if reachable and not differing:
         lines.append(
@@ -109,12 +109,12 @@ def exactness_lines(manifest: Manifest) -> list[Text]:
         )
     if differing:
         names = ", ".join(la["name"] for la in layers if la["exactness"]["differing"])
-        largest = max(e["max_abs"] for e in proved)
+        largest = max(la["exactness"]["max_abs"] for la in layers)
         lines.append(
             Text(
                 f"Not exact: at {count(differing)} of {count(reachable)} reachable accumulators "
-                f"the result may differ from {manifest['oracle']}'s, by {largest} at most, in "
-                f"{names}.",
+                f"and pairs the result may differ from {manifest['oracle']}'s, by {largest} at "
+                f"most, in {names}.",
                 "bold red",
             )
         )
@@ -153,6 +153,12 @@ def port_lines(manifest: Manifest) -> list[str]:
     return lines
 
 
+def _build(library: Mapping[str, Any]) -> str:
+    sources = plural(len(library["sources"]), "source file")
+    defines = ", ".join(library["defines"])
+    return f"{sources}, built with {defines}" if defines else sources
+
+
 def network_report(manifest: Manifest) -> RenderableType:
     """The whole report of a compiled folder."""
     totals = (
@@ -161,10 +167,15 @@ def network_report(manifest: Manifest) -> RenderableType:
         f"{size(manifest['arena_bytes'])} of arena, about {count(manifest['instructions'])} "
         "instructions an inference (an estimate; `tinyq verify` counts them)"
     )
+    libraries = [
+        Text(f"Calls {entry['name']} {entry['version']}: {_build(entry)}")
+        for entry in manifest.get("libraries", ())
+    ]
     notes = [Text(f"Note: {note}", "yellow") for note in manifest.get("notes", ())]
     return Group(
         layer_table(manifest),
         *(Text(line) for line in port_lines(manifest)),
+        *libraries,
         *notes,
         *exactness_lines(manifest),
         Text(totals),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -78,6 +80,32 @@ def comparison_report(first: Profile, second: Profile) -> RenderableType:
         f"arena {count(first.arena_bytes)} -> {count(second.arena_bytes)} bytes ({arena})"
     )
     return Group(table, Text(sizes))
+
+
+def kernels_report(profiles: Mapping[str, Profile]) -> RenderableType:
+    """Instructions of every layer for each choice of kernels, the fewest in bold."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table.add_column("layer", "total", no_wrap=True)
+    table.add_column("operator")
+    table.add_column("MACs", justify="right")
+    for choice, profile in profiles.items():
+        table.add_column(choice, count(profile.instructions), justify="right")
+    table.add_column("kernels", overflow="fold")
+    for layers in zip(*(profile.layers for profile in profiles.values()), strict=True):
+        fewest = min(layer.instructions for layer in layers)
+        counts = [
+            Text(count(x.instructions), "bold" if x.instructions == fewest else "")
+            for x in layers
+        ]
+        kernels = ", ".join(dict.fromkeys(layer.kernel for layer in layers))
+        first = layers[0]
+        table.add_row(shortened(first.name), first.op, count(first.macs), *counts, kernels)
+    sizes = "; ".join(
+        f"{choice}: flash {size(p.flash_bytes)}, arena {size(p.arena_bytes)}, stack "
+        f"{size(p.stack_bytes)}"
+        for choice, p in profiles.items()
+    )
+    return Group(table, Text(sizes), Text(NO_CYCLES, "dim"))
 
 
 def _title(profile: Profile) -> str:

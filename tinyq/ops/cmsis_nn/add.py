@@ -12,7 +12,7 @@ from tinyq.ops.base import KernelCall, Refusal
 from tinyq.ops.binary import CODES, apply_fixes
 from tinyq.ops.cmsis_nn.calls import CmsisElementwiseParams, CmsisKernel, by_isa, uses
 from tinyq.ops.cmsis_nn.elementwise import differing_pairs, operands_of, three_quants
-from tinyq.ops.fixed_point import ADD_LEFT_SHIFT, FixedPointAdd
+from tinyq.ops.fixed_point import ADD_LEFT_SHIFT, Differences, FixedPointAdd
 from tinyq.quant import Rounding
 from tinyq.target import Core
 
@@ -24,12 +24,12 @@ class CmsisAdd(CmsisKernel):
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses broadcasts and differences."""
-        made, differing = node.attrs, 0
+        made, differences = node.attrs, Differences()
         if isinstance(made, AddAttrs):
             found = _rounded_once(node, made)
             if isinstance(found, str):
                 return found
-            made, differing = found
+            made, differences = found
         params = CmsisElementwiseParams(
             node.output.type.elements,
             -made.a_zero_point,
@@ -51,17 +51,12 @@ class CmsisAdd(CmsisKernel):
             code_bytes=700,
             in_place=same_size_inputs(node),
             reason="CMSIS-NN",
-            library=uses(
-                "arm_elementwise_add_s8",
-                rounding=made.rounding.value,
-                differing=differing,
-                examined=65536,
-            ),
+            library=uses("arm_elementwise_add_s8", made.rounding.value, differences),
         )
 
 
-def _rounded_once(node: Node, attrs: AddAttrs) -> tuple[FixedPointAdd, int] | Refusal:
-    """The library's sum for another oracle, and at how many pairs of operands it differs."""
+def _rounded_once(node: Node, attrs: AddAttrs) -> tuple[FixedPointAdd, Differences] | Refusal:
+    """The library's sum for another oracle, and where it differs."""
     if attrs.multiplier_a < 0 or attrs.multiplier_b < 0:
         return "CMSIS-NN has no subtraction"
     quants = three_quants(node)

@@ -11,8 +11,8 @@ from tinyq.ops.average_pool2d import AveragePool2dAttrs
 from tinyq.ops.base import KernelCall, Refusal
 from tinyq.ops.cmsis_nn.buffers import average_pool_bytes
 from tinyq.ops.cmsis_nn.calls import CmsisKernel, CmsisPoolParams, by_isa, quants_of, uses
-from tinyq.ops.fixed_point import FixedPointMean
-from tinyq.quant import apply
+from tinyq.ops.fixed_point import Differences, FixedPointMean
+from tinyq.ops.linear import requantized
 from tinyq.target import Core
 
 
@@ -23,13 +23,13 @@ class CmsisAveragePool2d(CmsisKernel):
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses means that change the scale, and counted padding."""
-        made, differing, examined = node.attrs, 0, 0
+        made, differences = node.attrs, Differences()
         if isinstance(made, AveragePool2dAttrs):
             found = mean_of(node)
             if isinstance(found, str):
                 return found
             made = found
-            differing, examined = _differing(made, node.attrs)
+            differences = _differing(made, node.attrs)
         _, h, w, c = node.input(0).type.shape
         size = average_pool_bytes(c, core.isa)
         taps = made.kernel_hw[0] * made.kernel_hw[1]
@@ -46,7 +46,7 @@ class CmsisAveragePool2d(CmsisKernel):
             instructions=int(each * node.output.type.elements),
             code_bytes=600,
             reason="CMSIS-NN",
-            library=uses("arm_avgpool_s8", differing=differing, examined=examined),
+            library=uses("arm_avgpool_s8", differences=differences),
         )
 
 
@@ -74,12 +74,14 @@ def _has_empty_window(node: Node, made: FixedPointMean) -> bool:
     return False
 
 
-def _differing(made: FixedPointMean, attrs: AveragePool2dAttrs) -> tuple[int, int]:
-    """At how many of the possible sums the library's mean differs, and of how many."""
-    differing = examined = 0
+def _differing(made: FixedPointMean, attrs: AveragePool2dAttrs) -> Differences:
+    """Where the library's mean differs, over every sum that is possible."""
+    differing = examined = largest = 0
     for count, requant in attrs.requants:
         sums = np.arange(-128 * count, 127 * count + 1, dtype=np.int64)
-        wanted = apply(requant, sums[:, None])[:, 0]
-        differing += int(np.sum(made.divide(sums, np.full_like(sums, count)) != wanted))
+        wanted = requantized(requant, sums[:, None])[:, 0].astype(np.int64)
+        gaps = np.abs(made.divide(sums, np.full_like(sums, count)) - wanted)
+        differing += int(np.count_nonzero(gaps))
+        largest = max(largest, int(gaps.max()))
         examined += len(sums)
-    return differing, examined
+    return Differences(differing, examined, largest)

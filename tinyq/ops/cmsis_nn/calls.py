@@ -10,6 +10,7 @@ import numpy as np
 from tinyq.ir import Node, QuantParams
 from tinyq.ops.base import Kernel, LibraryUse, PackedConstant
 from tinyq.ops.cmsis_nn.buffers import ConvGeometry
+from tinyq.ops.fixed_point import Differences
 from tinyq.quant import FixedPointLinear
 from tinyq.target import Core
 
@@ -119,9 +120,12 @@ class CmsisTransposeParams:
     perm: tuple[int, ...]
 
 
-def uses(*functions: str, rounding: str = "", differing: int = 0, examined: int = 0) -> LibraryUse:
-    """The library's functions that a kernel calls."""
-    return LibraryUse(LIBRARY, functions, HEADER, rounding, differing, examined)
+def uses(function: str, rounding: str = "", differences: Differences | None = None) -> LibraryUse:
+    """The library's function that a kernel calls, and where it differs from the oracle."""
+    found = differences or Differences()
+    return LibraryUse(
+        LIBRARY, (function,), HEADER, rounding, found.differing, found.examined, found.largest
+    )
 
 
 def quants_of(node: Node) -> tuple[QuantParams, QuantParams] | None:

@@ -72,7 +72,7 @@ class CmsisConv2d(CmsisKernel):
         made = library_parameters(node)
         if isinstance(made, str):
             return made
-        differing, examined = differing_accumulators(node, made)
+        differences = differing_accumulators(node, made)
         size = convolve_bytes(g, core.isa)
         macs = g.out_h * g.out_w * g.out_c * g.kernel_h * g.kernel_w * g.filter_c
         outputs = g.out_h * g.out_w * g.out_c
@@ -91,12 +91,7 @@ class CmsisConv2d(CmsisKernel):
             instructions=int(cost),
             code_bytes=3000,
             reason="CMSIS-NN",
-            library=uses(
-                "arm_convolve_wrapper_s8",
-                rounding=made.rounding.value,
-                differing=differing,
-                examined=examined,
-            ),
+            library=uses("arm_convolve_wrapper_s8", made.rounding.value, differences),
         )
 
 
@@ -117,7 +112,7 @@ class CmsisDepthwise(CmsisKernel):
         made = library_parameters(node)
         if isinstance(made, str):
             return made
-        differing, examined = differing_accumulators(node, made)
+        differences = differing_accumulators(node, made)
         size = depthwise_bytes(g, core.isa)
         # From [O, kh, kw, 1] to [kh, kw, O].
         weights = np.ascontiguousarray(node.input(1).array[..., 0].transpose(1, 2, 0))
@@ -132,10 +127,5 @@ class CmsisDepthwise(CmsisKernel):
             instructions=int(cost),
             code_bytes=3000,
             reason="CMSIS-NN",
-            library=uses(
-                "arm_depthwise_conv_wrapper_s8",
-                rounding=made.rounding.value,
-                differing=differing,
-                examined=examined,
-            ),
+            library=uses("arm_depthwise_conv_wrapper_s8", made.rounding.value, differences),
         )

@@ -34,7 +34,7 @@ class CmsisDense(CmsisKernel):
         made = library_parameters(node)
         if isinstance(made, str):
             return made
-        differing, examined = differing_accumulators(node, made)
+        differences = differing_accumulators(node, made)
         weights = node.input(1).array
         out_features, in_features = weights.shape
         rows = node.output.type.elements // out_features
@@ -62,10 +62,5 @@ class CmsisDense(CmsisKernel):
             instructions=int(cost),
             code_bytes=1200,
             reason="CMSIS-NN",
-            library=uses(
-                "arm_fully_connected_wrapper_s8",
-                rounding=made.rounding.value,
-                differing=differing,
-                examined=examined,
-            ),
+            library=uses("arm_fully_connected_wrapper_s8", made.rounding.value, differences),
         )

@@ -8,7 +8,7 @@ from tinyq.ir import Node, QuantParams
 from tinyq.ops.add import constant_operands
 from tinyq.ops.base import PackedConstant
 from tinyq.ops.binary import CODES
-from tinyq.ops.fixed_point import FixedPointAttrs
+from tinyq.ops.fixed_point import Differences, FixedPointAttrs
 from tinyq.quant.staircase import Int64
 
 
@@ -23,10 +23,11 @@ def three_quants(node: Node) -> tuple[QuantParams, QuantParams, QuantParams] | s
     return a, b, y
 
 
-def differing_pairs(made: FixedPointAttrs, wanted: Int64) -> int:
-    """At how many of the 65,536 pairs of operands ``made`` differs from ``wanted`` [256, 256]."""
+def differing_pairs(made: FixedPointAttrs, wanted: Int64) -> Differences:
+    """Where ``made`` differs from ``wanted`` [256, 256], over all 65,536 pairs of operands."""
     a, b = CODES.astype(np.int8)[:, None], CODES.astype(np.int8)[None, :]
-    return int(np.sum(made.compute((a, b)) != wanted))
+    gaps = np.abs(made.compute((a, b)).astype(np.int64) - wanted)
+    return Differences(int(np.count_nonzero(gaps)), gaps.size, int(gaps.max()))
 
 
 def operands_of(node: Node) -> tuple[PackedConstant, ...]:

@@ -12,7 +12,7 @@ from tinyq.ops.base import KernelCall, Refusal
 from tinyq.ops.binary import CODES, apply_fixes
 from tinyq.ops.cmsis_nn.calls import CmsisElementwiseParams, CmsisKernel, by_isa, uses
 from tinyq.ops.cmsis_nn.elementwise import differing_pairs, operands_of, three_quants
-from tinyq.ops.fixed_point import FixedPointMul
+from tinyq.ops.fixed_point import Differences, FixedPointMul
 from tinyq.ops.mul import MulAttrs
 from tinyq.quant import Rounding
 from tinyq.target import Core
@@ -25,12 +25,12 @@ class CmsisMul(CmsisKernel):
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses broadcasts."""
-        made, differing = node.attrs, 0
+        made, differences = node.attrs, Differences()
         if isinstance(made, MulAttrs):
             found = _rounded_once(node, made)
             if isinstance(found, str):
                 return found
-            made, differing = found
+            made, differences = found
         params = CmsisElementwiseParams(
             node.output.type.elements,
             -made.a_zero_point,
@@ -52,17 +52,12 @@ class CmsisMul(CmsisKernel):
             code_bytes=500,
             in_place=same_size_inputs(node),
             reason="CMSIS-NN",
-            library=uses(
-                "arm_elementwise_mul_s8",
-                rounding=made.rounding.value,
-                differing=differing,
-                examined=65536,
-            ),
+            library=uses("arm_elementwise_mul_s8", made.rounding.value, differences),
         )
 
 
-def _rounded_once(node: Node, attrs: MulAttrs) -> tuple[FixedPointMul, int] | Refusal:
-    """The library's product for another oracle, and at how many pairs of operands it differs."""
+def _rounded_once(node: Node, attrs: MulAttrs) -> tuple[FixedPointMul, Differences] | Refusal:
+    """The library's product for another oracle, and where it differs."""
     quants = three_quants(node)
     if isinstance(quants, str):
         return quants
