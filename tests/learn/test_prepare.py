@@ -72,6 +72,11 @@ def test_signs_follow_from_the_graph() -> None:
         "stem.0": True, "expand.0": False, "depthwise.0": False, "project.0": False,
         "classifier": True,
     }  # fmt: skip
+    model, x = settled("resnet")
+    signed = {
+        n: q.signed for n, q in input_quantizers(prepare(model, QuantConfig(), x[:2])).items()
+    }
+    assert signed == {"conv1": True, "a": False, "b": False, "down.0": False, "fc": False}
 
 
 def test_no_quantizer_after_what_moves_integers() -> None:

@@ -227,10 +227,12 @@ def _is_site(node: fx.Node, op: Op, ops: dict[fx.Node, Op]) -> bool:
 
 
 def _non_negative(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
+    if node.op == "call_module" and str(node.target).startswith("act."):
+        return _non_negative(node.all_input_nodes[0], ops)  # a quantizer inserted before
     op = ops.get(node, Op("shape"))
     if op.kind in NON_NEGATIVE or (op.kind == "clip" and op.low >= 0.0):
         return True
-    closed = PASS_THROUGH | {"avg_pool", "global_avg_pool", "cat", "add", "mul", "quantizer"}
+    closed = PASS_THROUGH | {"avg_pool", "global_avg_pool", "cat", "add", "mul"}
     inputs = tensor_inputs(node)
     return op.kind in closed and bool(inputs) and all(_non_negative(n, ops) for n in inputs)
 
