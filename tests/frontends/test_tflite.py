@@ -27,7 +27,7 @@ from tinyq.ir import Graph
 from tinyq.passes.pipeline import to_integer
 from tinyq.verification.reference import outputs
 
-ARITHMETIC_OF_ITS_OWN = ("conv", "depthwise", "dense", "softmax", "mean", "average", "chain")
+ARITHMETIC_OF_ITS_OWN = ("conv", "depthwise", "dense", "softmax", "mean", "average", "arg", "chain")
 
 
 @cache

@@ -181,6 +181,17 @@ def joined(op: str, shape: Shape, options: str, **fields: object) -> bytes:
     return m.end(m.op(op, inputs, [m.tensor(shape, 0.05, 3)], options, **fields))
 
 
+def arg_max(axis: int, dtype: str) -> bytes:
+    m = Tfl()
+    x, shape = m.x((1, 4, 6, 5)), [1, 4, 6, 5]
+    del shape[axis]
+    y = m.tensor(tuple(shape), dtype=dtype)
+    kind = getattr(m.schema.TensorType, dtype.upper())
+    m.graph.tensors[y].quantization = None
+    axis_tensor = m.const(np.asarray([axis], np.int32))
+    return m.end(m.op("ARG_MAX", [x, axis_tensor], [y], "ArgMaxOptions", outputType=kind))
+
+
 def float_edges() -> bytes:
     """QUANTIZE at the input, DEQUANTIZE at the output: the C takes and gives integers."""
     m = Tfl()
@@ -287,6 +298,8 @@ CASES: dict[str, Build] = {
         "RESIZE_NEAREST_NEIGHBOR", (1, 9, 11, 5), ((9, 11),), "ResizeNearestNeighborOptions",
         alignCorners=True,
     ),
+    "arg max": lambda: arg_max(3, "int32"),
+    "arg max of rows": lambda: arg_max(1, "int64"),
     "float edges": float_edges,
     "chain": chain,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinyq.ops.add import Add
+from tinyq.ops.arg_max import ArgMax
 from tinyq.ops.average_pool2d import AveragePool2d
 from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, Registry
 from tinyq.ops.cmsis_nn import KERNELS as _CMSIS_NN
@@ -36,7 +37,8 @@ for _effort in EFFORTS:
 REGISTRY = Registry()
 for _operator in (
     Conv2d(), Dense(), MatMul(), Add(), Mul(), Extremum(), Lut(), Softmax(), AveragePool2d(),
-    MaxPool2d(), Concat(), Slice(), Pad(), Reshape(), Transpose(), ResizeNearest(), Rebase(),
+    MaxPool2d(), ArgMax(), Concat(), Slice(), Pad(), Reshape(), Transpose(), ResizeNearest(),
+    Rebase(),
 ):  # fmt: skip
     REGISTRY.add(_operator)
     _operator.kernels = (*_operator.kernels, *_CMSIS_NN.get(_operator.name, ()))

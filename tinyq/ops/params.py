@@ -278,6 +278,18 @@ class MaxPool2dParams:
 
 
 @dataclass(frozen=True)
+class ArgMaxParams:
+    """``ops/arg_max_s8.c.j2``: y [outer, inner] from x [outer, depth, inner]; ``y_type`` is
+    ``int32_t`` or ``int64_t``.
+    """
+
+    outer: int
+    depth: int
+    inner: int
+    y_type: str
+
+
+@dataclass(frozen=True)
 class CountRequant:
     """Requantization of sums over ``count`` elements: multiplier, addend, and sums to correct.
 

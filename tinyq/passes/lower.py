@@ -10,6 +10,7 @@ from tinyq.errors import Diagnostic, TinyqError
 from tinyq.ir import DType, Graph, Node, Origin, QuantParams, Stage, TensorType, Value, check
 from tinyq.ir.graph import without_dead_nodes
 from tinyq.ops.add import lower_add
+from tinyq.ops.arg_max import lower_arg_max, lower_index_cast
 from tinyq.ops.average_pool2d import lower_mean
 from tinyq.ops.concat import lower_concat
 from tinyq.ops.conv2d import lower_conv
@@ -76,9 +77,12 @@ MOVES: dict[str, MoveRule] = {
     "Pad": lower_pad,
     "MaxPool": lower_max_pool,
     "Resize": lower_resize,
+    "ArgMax": lower_arg_max,
+    "Cast": lower_index_cast,
 }
 """Operators on integers that move data."""
 
+_ACTIVATIONS = (DType.INT8, DType.UINT8)
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -110,6 +114,11 @@ def _array_quant(node: Node, dtype: DType) -> QuantParams:
 
 def _bad(node: Node, found: str) -> Diagnostic:
     return Diagnostic("TQ204", found, "", node.name, node.op)
+
+
+def _unfit(value: Value, dtype: DType, quant: QuantParams | None) -> str:
+    scales = "" if quant is None or quant.is_per_tensor else " with several scales"
+    return f"the input '{value.name}' is {dtype.value}{scales}"
 
 
 class _Lowering:
@@ -157,10 +166,12 @@ class _Lowering:
         if value.type.dtype is DType.FLOAT32:
             return self._float_input(value)
         quant = self._reader_quant(value)
+        if value.type.dtype not in _ACTIVATIONS or not (quant is None or quant.is_per_tensor):
+            self._refuse_edge(value, _unfit(value, value.type.dtype, quant), "TQ204")
+            self.refused.add(value)
+            return Value(value.name, TensorType(value.type.shape, DType.INT8))
         stored = Value(value.name, TensorType(value.type.shape, value.type.dtype, quant))
         self.integers[value] = self._rebased(stored, value.name)
-        if value.type.dtype not in (DType.INT8, DType.UINT8):
-            self._refuse_edge(value, f"the input is {value.type.dtype.value}")
         return stored
 
     def _float_input(self, value: Value) -> Value:
@@ -172,14 +183,17 @@ class _Lowering:
             return Value(value.name, TensorType(value.type.shape, DType.INT8))
         dtype = quantizers[0].output.type.dtype
         quant = _array_quant(quantizers[0], dtype)
+        if dtype not in _ACTIVATIONS or not quant.is_per_tensor:
+            self._refuse_edge(value, _unfit(value, dtype, quant), "TQ204")
+            return Value(value.name, TensorType(value.type.shape, DType.INT8))
         stored = Value(value.name, TensorType(value.type.shape, dtype, quant))
         self.integers[quantizers[0].output] = self._rebased(stored, value.name)
         return stored
 
-    def _refuse_edge(self, value: Value, found: str) -> None:
+    def _refuse_edge(self, value: Value, found: str, code: str = "TQ202") -> None:
         self.emitter.refusals.append(
             Diagnostic(
-                "TQ202", found, "Quantize it to int8 or uint8 by one QuantizeLinear.", value.name,
+                code, found, "Quantize it to int8 or uint8 by one QuantizeLinear.", value.name,
                 "input",
             )
         )  # fmt: skip
@@ -248,7 +262,7 @@ class _Lowering:
             return
         inputs = []
         for value in data:
-            found = self.integers.get(value)
+            found = self.integers.get(self._stored(node, value))
             if found is None and value.is_constant:
                 found = self._constant_activation(value)
             if found is None:
@@ -263,6 +277,13 @@ class _Lowering:
             self.refused.update(node.outputs)
             return
         self.integers.update(zip(node.outputs, results, strict=True))
+
+    def _stored(self, node: Node, value: Value) -> Value:
+        """The integers behind the reals that ArgMax compares: their order is the same."""
+        source = self.graph.producers.get(value)
+        if node.op != "ArgMax" or source is None or source.op != "DequantizeLinear":
+            return value
+        return source.input(0) if source.input(1).type.elements == 1 else value
 
     def _constant_activation(self, value: Value) -> Value | None:
         array = value.array
