@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tinyq.errors import error
+from tinyq.errors import Diagnostic, TinyqError, error
 from tinyq.frontends.onnx_nodes import to_qdq
 from tinyq.ir import AnyArray, DType, Graph, Node, OnnxAttrs, Stage, TensorType, Value, check
 from tinyq.ir.graph import without_dead_nodes
@@ -136,17 +136,22 @@ class _Importer:
         self.values: dict[str, Value] = {}
         self.nodes: list[Node] = []
         self.names: set[str] = set()
+        self.elements: dict[str, str] = {}
+        self.refusals: list[Diagnostic] = []
 
     def graph(self) -> Graph:
         proto = self.model.graph
         for info in (*proto.value_info, *proto.output, *proto.input):
             self.types[info.name] = _tensor_type(info)
+            self.elements[info.name] = _element_name(info)
         for tensor in proto.initializer:
             self._add_constant(tensor.name, _to_array(tensor))
         inputs = tuple(self._input(info) for info in proto.input)
         for node in proto.node:
             self._add_node(node)
         outputs = tuple(self._lookup(info.name) for info in proto.output)
+        if self.refusals:
+            raise TinyqError(self.refusals)
         return Graph(proto.name, Stage.QDQ, inputs, outputs, tuple(self.nodes))
 
     def _input(self, info: onnx.ValueInfoProto) -> Value:
@@ -158,8 +163,14 @@ class _Importer:
         return value
 
     def _add_constant(self, name: str, array: AnyArray) -> None:
+        try:
+            dtype = DType.of(array)
+        except ValueError:
+            found = f"the constant '{name}' has element type {array.dtype}"
+            self.refusals.append(Diagnostic("TQ204", found, node=name, operator="Constant"))
+            dtype, array = DType.FLOAT32, np.zeros(array.shape, np.float32)
         array.setflags(write=False)
-        self.values[name] = Value(name, TensorType(array.shape, DType.of(array)), array)
+        self.values[name] = Value(name, TensorType(array.shape, dtype), array)
 
     def _lookup(self, name: str) -> Value:
         if name not in self.values:
@@ -195,11 +206,27 @@ class _Importer:
     def _output(self, node: onnx.NodeProto, name: str) -> Value:
         type_ = self.types.get(name)
         if type_ is None:
-            # An operator that nobody knows: it is refused later, with every other such node.
+            # An operator that nobody knows is refused later, with every other such node.
+            if node.op_type in _supported():
+                self._refuse_untyped(node, name)
             type_ = TensorType((), DType.FLOAT32)
         value = Value(name, type_)
         self.values[name] = value
         return value
+
+    def _is_constant(self, name: str) -> bool:
+        return name in self.values and self.values[name].is_constant
+
+    def _refuse_untyped(self, node: onnx.NodeProto, name: str) -> None:
+        """A known operator without a usable type; once for those that follow from one another."""
+        where = node.name or f"{node.op_type}_{name}"
+        sources = [self.types.get(n) for n in node.input if n and not self._is_constant(n)]
+        if self.elements.get(name, "") not in ("", *(d.value for d in DType)):
+            found = f"its result has element type {self.elements[name]}"
+            self.refusals.append(Diagnostic("TQ204", found, "", where, node.op_type))
+        elif all(source is not None for source in sources):
+            found = "the shape of its result cannot be inferred"
+            self.refusals.append(Diagnostic("TQ106", found, "", where, node.op_type))
 
     def _fold(
         self, node: onnx.NodeProto, inputs: tuple[Value | None, ...], attrs: OnnxAttrs
@@ -221,6 +248,22 @@ class _Importer:
             if name:
                 self._add_constant(name, np.ascontiguousarray(array))
         return True
+
+
+def _supported() -> frozenset[str]:
+    from tinyq.ops import REGISTRY
+
+    names = (name for operator in REGISTRY.operators.values() for name in operator.onnx)
+    return frozenset({"QuantizeLinear", "DequantizeLinear", *names})
+
+
+def _element_name(info: onnx.ValueInfoProto) -> str:
+    """numpy's name of a tensor's elements; empty when the type is not known."""
+    element = info.type.tensor_type.elem_type
+    try:
+        return str(helper.tensor_dtype_to_np_dtype(element)) if element else ""
+    except (ValueError, KeyError):
+        return str(onnx.TensorProto.DataType.Name(element)).lower()
 
 
 def _tensor_type(info: onnx.ValueInfoProto) -> TensorType | None:

@@ -67,7 +67,6 @@ def _rebased(array: AnyArray) -> AnyArray:
 
 
 def _model(island: Island, inputs: Sequence[AnyArray], opset: int) -> bytes:
-    import onnx
     from onnx import helper
 
     builder = _Builder()
