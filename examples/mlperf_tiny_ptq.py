@@ -179,7 +179,9 @@ RESNET = {
     "int8, no data": None,
     "int4 weights, nearest": PtqConfig(**INT4),
     "int4 weights, bias correction": PtqConfig(**INT4, bias_correction=True),
-    "int4 weights, adaround": PtqConfig(**INT4, rounding="adaround", bias_correction=True),
+    "int4 weights, adaround + bias correction": PtqConfig(
+        **INT4, rounding="adaround", bias_correction=True
+    ),
     "int4 weights in all layers, adaround": PtqConfig(
         **INT4, rounding="adaround", bias_correction=True, edges_int8=False
     ),
