@@ -226,14 +226,18 @@ def _is_site(node: fx.Node, op: Op, ops: dict[fx.Node, Op]) -> bool:
     return ops[users[0]].kind not in FUSED_AFTER | {"batch_norm"}
 
 
+def _is_inserted(node: fx.Node) -> bool:
+    return node.op == "call_module" and str(node.target).startswith("act.")
+
+
 def _non_negative(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
-    if node.op == "call_module" and str(node.target).startswith("act."):
-        return _non_negative(node.all_input_nodes[0], ops)  # a quantizer inserted before
+    if _is_inserted(node):
+        return _non_negative(node.all_input_nodes[0], ops)
     op = ops.get(node, Op("shape"))
     if op.kind in NON_NEGATIVE or (op.kind == "clip" and op.low >= 0.0):
         return True
     closed = PASS_THROUGH | {"avg_pool", "global_avg_pool", "cat", "add", "mul"}
-    inputs = tensor_inputs(node)
+    inputs = [n for n in node.all_input_nodes if n in ops or _is_inserted(n)]
     return op.kind in closed and bool(inputs) and all(_non_negative(n, ops) for n in inputs)
 
 
