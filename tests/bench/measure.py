@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from bench.cycles import estimate
 
 from tinyq.api import CompileOptions, compile_model
 from tinyq.build import load_network
@@ -25,7 +26,7 @@ NETWORKS = ("kws", "vww", "ic", "ad", "sww")
 CORES = (
     "cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"
 )  # fmt: skip
-GOALS = ("speed", "size")
+GOALS = ("speed", "balanced", "size")
 
 WORSE = 1.01
 """A figure may grow by this factor before it counts as worse."""
@@ -44,7 +45,10 @@ class LayerFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """One network on one core; sizes in bytes. ``equal``: outputs equal the reference's."""
+    """One network on one core; sizes in bytes. ``equal``: outputs equal the reference's.
+
+    ``cycles`` is an estimate without wait states, 0 where none was made.
+    """
 
     network: str
     core: str
@@ -59,6 +63,7 @@ class Figures:
     macs: int
     equal: bool
     layers: tuple[LayerFigures, ...] = ()
+    cycles: int = 0
 
     @property
     def flash(self) -> int:
@@ -77,7 +82,12 @@ class Figures:
 
 
 def measure(
-    network: str, core: str, goal: str, layers: bool = False, kernels: str = "tinyq"
+    network: str,
+    core: str,
+    goal: str,
+    layers: bool = False,
+    kernels: str = "tinyq",
+    cycles: bool = False,
 ) -> Figures:
     """Compile, build and run one inference of a network; raises what those raise."""
     options = CompileOptions(core, name=network, optimize=goal, kernels=kernels)
@@ -89,6 +99,7 @@ def measure(
         write_program(compiled.program, Path(folder) / network)
         loaded = load_network(Path(folder) / network)
         run = run_network(loaded, [x], RunOptions(layers=layers))
+        timed = estimate(Path(folder) / network, [x], Path(folder)).cycles if cycles else 0
     footprint, trace = run.artifact.footprint, run.trace
     assert footprint is not None
     assert trace.instructions_per_inference is not None
@@ -110,7 +121,7 @@ def measure(
         code=footprint.code_bytes, constants=footprint.constant_bytes,
         arena=loaded.arena_bytes, data=footprint.data_bytes, stack=trace.stack_bytes or 0,
         arena_bound=manifest["arena_lower_bound"], macs=manifest["macs"], equal=equal,
-        layers=counted,
+        layers=counted, cycles=timed,
     )  # fmt: skip
 
 
