@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from frontends.tflite_models import NONE, RELU, RELU6, RELU_N1_TO_1, SAME, VALID, Array, Shape, Tfl
@@ -192,6 +193,11 @@ def arg_max(axis: int, dtype: str) -> bytes:
     return m.end(m.op("ARG_MAX", [x, axis_tensor], [y], "ArgMaxOptions", outputType=kind))
 
 
+def bilinear(size: Shape, mode: str) -> bytes:
+    fields = {mode: True} if mode else {}
+    return move("RESIZE_BILINEAR", (1, *size, 5), (size,), "ResizeBilinearOptions", **fields)
+
+
 def float_edges() -> bytes:
     """QUANTIZE at the input, DEQUANTIZE at the output: the C takes and gives integers."""
     m = Tfl()
@@ -301,5 +307,10 @@ CASES: dict[str, Build] = {
     "arg max": lambda: arg_max(3, "int32"),
     "arg max of rows": lambda: arg_max(1, "int64"),
     "float edges": float_edges,
+    **{
+        f"bilinear {size} {mode or 'asymmetric'}": partial(bilinear, size, mode)
+        for size in ((9, 11), (8, 12), (3, 2))
+        for mode in ("", "halfPixelCenters", "alignCorners")
+    },
     "chain": chain,
 }  # fmt: skip

@@ -23,6 +23,7 @@ from tinyq.ops.mul import Mul
 from tinyq.ops.pad import Pad
 from tinyq.ops.rebase import Rebase
 from tinyq.ops.reshape import Reshape
+from tinyq.ops.resize_bilinear import ResizeBilinear
 from tinyq.ops.resize_nearest import ResizeNearest
 from tinyq.ops.slice import Slice
 from tinyq.ops.softmax import Softmax
@@ -38,7 +39,7 @@ REGISTRY = Registry()
 for _operator in (
     Conv2d(), Dense(), MatMul(), Add(), Mul(), Extremum(), Lut(), Softmax(), AveragePool2d(),
     MaxPool2d(), ArgMax(), Concat(), Slice(), Pad(), Reshape(), Transpose(), ResizeNearest(),
-    Rebase(),
+    ResizeBilinear(), Rebase(),
 ):  # fmt: skip
     REGISTRY.add(_operator)
     _operator.kernels = (*_operator.kernels, *_CMSIS_NN.get(_operator.name, ()))

@@ -14,6 +14,7 @@ from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
 from tinyq.ops.layout import from_nhwc, to_nhwc
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import ResizeNearestParams
+from tinyq.ops.resize_bilinear import lower_bilinear
 from tinyq.target import Core
 
 
@@ -54,6 +55,8 @@ def lower_resize(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tup
     """Resize of ONNX in nearest mode over [N, C, H, W]."""
     x, shape = inputs[0], node.output.type.shape
     mode = node.attrs.get("mode", "nearest")
+    if mode == "linear":
+        return lower_bilinear(emitter, node, inputs)
     if mode != "nearest" or len(shape) != 4 or shape[:2] != x.type.shape[:2]:
         raise error(
             "TQ203", f"mode '{mode}' from {x.type.shape} to {shape}",
