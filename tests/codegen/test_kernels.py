@@ -271,9 +271,9 @@ def test_elementwise_pairs(tmp_path: Path, compiler: str) -> None:
 
         constant = number % 2 == 1
         sums = al * 700000 + bl * -300000 + 12345
-        plain = AddParams(loops, 700000, -300000, 12345, 20, -120, 110, (fix,), False, 0, constant)
+        plain = AddParams(loops, 700000, -300000, 12345, 20, -120, 110, (fix,), 0, 0, constant)
         add(f"add{number}", "add_s8", plain, (sums >> 20) + fixed)
-        even = AddParams(loops, 3, 5, -7, 3, -120, 110, (), True, 4, constant)
+        even = AddParams(loops, 3, 5, -3, 3, -120, 110, (), 1, 4, constant)
         halves = al * 3 + bl * 5 - 7
         add(f"even{number}", "add_s8", even, np.rint(halves / 8.0).astype(np.int64) + 4)
         shallow = MulParams(loops, -5, 100, 2**30 + 12345, -9, 4, 3, -120, 110, (fix,), constant)
