@@ -14,9 +14,9 @@ from typing import Any
 from tinyq.ir import DType, Graph, Node, QuantParams
 from tinyq.ops.add import AddAttrs
 from tinyq.ops.average_pool2d import AveragePool2dAttrs
+from tinyq.ops.cmsis_nn.average_pool2d import mean_of
 from tinyq.ops.fixed_point import (
     FixedPointAdd,
-    FixedPointMean,
     FixedPointMul,
     FixedPointSoftmax,
     fixed_point_linear,
@@ -100,15 +100,10 @@ def _zeros(quants: list[QuantParams]) -> tuple[int, int, int]:
 
 def _mean(node: Node) -> Any:
     attrs = node.attrs
-    quants = _quants(node)
     if not isinstance(attrs, AveragePool2dAttrs):
         return attrs
-    if quants is None or len(quants) != 2 or quants[0] != quants[1]:
-        return "CMSIS-NN's mean keeps the input's scale and zero point"
-    if attrs.count_include_pad and any(attrs.window.pads):
-        return "CMSIS-NN does not count padding"
-    w, (_, out_h, out_w, _) = attrs.window, node.output.type.shape
-    return FixedPointMean(w.kernel_hw, w.stride_hw, w.pads, (out_h, out_w), attrs.qmin, attrs.qmax)
+    found = mean_of(node)
+    return found if isinstance(found, str) else replace(attrs, rule="away")
 
 
 def _softmax(node: Node) -> Any:
