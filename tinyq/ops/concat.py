@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
+from tinyq.ops.add import constant_operands
 from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import ConcatParams
@@ -69,14 +70,13 @@ class ConcatS8(Kernel):
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible; constant inputs are copied from flash."""
         axis, values = _axis(node), node.present_inputs
-        if any(v.is_constant for v in values):
-            return "an input is constant"
         outer = math.prod(node.output.type.shape[:axis])
         inner = tuple(math.prod(v.type.shape[axis:]) for v in values)
+        constants = tuple(k for k, v in enumerate(values) if v.is_constant)
         cost = node.output.type.elements + 20 * outer * len(inner)
         return KernelCall(
-            self.name, "ops/concat_s8.c.j2", ConcatParams(outer, inner), instructions=cost,
-            reason="portable",
+            self.name, "ops/concat_s8.c.j2", ConcatParams(outer, inner, constants),
+            constant_operands(node), instructions=cost, reason="portable",
         )  # fmt: skip
 
 

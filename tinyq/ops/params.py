@@ -143,6 +143,24 @@ class AddParams:
 
 
 @dataclass(frozen=True)
+class PairTwiceParams:
+    """``ops/add_twice_s8.c.j2`` (multipliers and shifts of a, b and y) and
+    ``ops/mul_twice_s8.c.j2`` (of y), for two tensors of ``elements``; constant: b int8 when
+    ``constant_b``. The rescaled operands of a sum have 20 more bits.
+    """
+
+    elements: int
+    a_zero_point: int
+    b_zero_point: int
+    zero_point: int
+    multipliers: tuple[int, ...]
+    shifts: tuple[int, ...]
+    qmin: int
+    qmax: int
+    constant_b: bool
+
+
+@dataclass(frozen=True)
 class MulParams:
     """``ops/mul_s8.c.j2``: acc = (a - a_zero_point) * (b - b_zero_point), then
     y = clamp((mulhi(acc << pre_shift, multiplier) + addend) >> post_shift, qmin, qmax).
@@ -229,10 +247,14 @@ class TransposeParams:
 
 @dataclass(frozen=True)
 class ConcatParams:
-    """``ops/concat_s8.c.j2``: inputs [outer, inner_k] joined to y [outer, sum of inner]."""
+    """``ops/concat_s8.c.j2``: inputs [outer, inner_k] joined to y [outer, sum of inner].
+
+    The inputs with an index in ``constants`` are constants, read after y in this order.
+    """
 
     outer: int
     inner: tuple[int, ...]
+    constants: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
