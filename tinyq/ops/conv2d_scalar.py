@@ -24,6 +24,7 @@ class Conv2dS8Columns(Kernel):
     """Two columns of int8 by two output channels: any convolution, on every core."""
 
     name: ClassVar[str] = "conv2d_s8_columns"
+    takes_fixed_point: ClassVar[bool] = True
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible, but pointless where a group has one channel."""
@@ -37,6 +38,7 @@ class DenseS8Rows(Kernel):
     """Rows of a dense layer as the pixels of a 1x1 convolution, two at a time."""
 
     name: ClassVar[str] = "dense_s8_rows"
+    takes_fixed_point: ClassVar[bool] = True
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses a single row."""
@@ -55,6 +57,7 @@ class DepthwiseS8Planes(Kernel):
     """One channel at a time from a padded plane, on every core."""
 
     name: ClassVar[str] = "depthwise_s8_planes"
+    takes_fixed_point: ClassVar[bool] = True
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses what is no depthwise convolution of int8 weights, and very large planes."""
@@ -81,11 +84,12 @@ class DepthwiseS8Planes(Kernel):
             self.name,
             "ops/depthwise_s8.c.j2",
             PlanesParams(p, element),
-            (weights_constant(node), *linear.requant_constants(linear.requant_of(node))),
+            (weights_constant(node), *linear.requant_constants(linear.linear_requant_of(node))),
             scratch_bytes=scratch,
             instructions=p.out_c * each + 3 * rows * width,
             code_bytes=260 + 8 * min(taps, 16),
             in_place=(0,) if inside else (),
+            phase=p.in_c if p.out_c == p.in_c else 0,
             includes=("tinyq_dsp.h",),
             reason="one channel at a time",
         )
@@ -105,7 +109,7 @@ def columns_call(name: str, node: Node, p: Conv2dParams, core: Core) -> KernelCa
         name,
         "ops/columns_s8.c.j2",
         ColumnsParams(p),
-        (weights_constant(node), *linear.requant_constants(linear.requant_of(node))),
+        (weights_constant(node), *linear.requant_constants(linear.linear_requant_of(node))),
         scratch_bytes=_COLUMNS * (-(-volume // 4) * 4),
         instructions=int(work),
         code_bytes=520,
