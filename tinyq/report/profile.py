@@ -94,8 +94,7 @@ def kernels_report(profiles: Mapping[str, Profile]) -> RenderableType:
     for layers in zip(*(profile.layers for profile in profiles.values()), strict=True):
         fewest = min(layer.instructions for layer in layers)
         counts = [
-            Text(count(x.instructions), "bold" if x.instructions == fewest else "")
-            for x in layers
+            Text(count(x.instructions), "bold" if x.instructions == fewest else "") for x in layers
         ]
         kernels = ", ".join(dict.fromkeys(layer.kernel for layer in layers))
         first = layers[0]
