@@ -18,10 +18,13 @@ from qdq import Qdq
 from tinyq.api import Compiled, CompileOptions, compile, compile_model, profile_kernels, verify
 from tinyq.build import load_network
 from tinyq.build.libraries import library_build
+from tinyq.codegen import generate, write_program
+from tinyq.emulate.network import RunOptions, run_network
 from tinyq.errors import TinyqError
-from tinyq.ir import Graph, Node, Stage
+from tinyq.ir import Node
 from tinyq.ops import REGISTRY
 from tinyq.ops.base import LibraryUse
+from tinyq.plan import plan
 from tinyq.quant import Rounding
 from tinyq.select import Goal, Libraries, select
 from tinyq.target import load_core
@@ -90,8 +93,8 @@ def differing(compiled: Compiled) -> dict[str, int]:
 def test_library_wherever_it_fits(model: Path) -> None:
     compiled = compile_model(model, options(kernels="cmsis-nn", oracle="cmsis-nn"))
     assert kernels_of(compiled) == [
-        "cmsis_transpose_s8", "cmsis_convolve_s8", "cmsis_depthwise_s8", "cmsis_convolve_s8", "cmsis_add_s8",
-        "cmsis_avgpool_s8", "cmsis_dense_s8", "cmsis_softmax_s8",
+        "cmsis_transpose_s8", "cmsis_convolve_s8", "cmsis_depthwise_s8", "cmsis_convolve_s8",
+        "cmsis_add_s8", "cmsis_avgpool_s8", "cmsis_dense_s8", "cmsis_softmax_s8",
     ]  # fmt: skip
     manifest = compiled.program.manifest
     assert manifest["libraries"][0]["version"] == "header 0.1.0"
@@ -219,14 +222,19 @@ def test_shifts_are_bounded(shift: int, refusal: str) -> None:
         assert shifts.min() >= -30
 
 
-def test_layers_that_only_round_once_are_refused_where_the_oracle_rounds_twice() -> None:
-    case = {"mean": TABLE["mean_2x2"], "add": TABLE["add_31"]}
-    graph: Graph = make_cases(case, Rounding.TWICE).graph
-    assert graph.stage is Stage.INTEGER
-    with pytest.raises(TinyqError) as caught:
-        select(graph, load_core("cortex-m4"), Goal.SPEED)
-    assert {d.code for d in caught.value.diagnostics} == {"TQ206"}
-    assert len(caught.value.diagnostics) == 2
+@pytest.mark.parametrize("target", ["cortex-m0", "cortex-m4"])
+def test_own_kernels_round_twice_too(target: str, tmp_path: Path) -> None:
+    """Cases of the library's arithmetic by tinyq's kernels, on the host."""
+    own = {k: v for k, v in TABLE.items() if k.startswith(("conv", "dense", "add", "mul", "soft"))}
+    cases = make_cases(own, Rounding.TWICE)
+    schedule = select(cases.graph, load_core(target), Goal.SPEED)
+    assert all(layer.call.library is None for layer in schedule.layers)
+    write_program(generate(schedule, plan(schedule), "cases"), tmp_path / "net")
+    samples = cases.samples(4, 2)
+    options = RunOptions(emulator="host", sanitize=True)
+    outputs = run_network(load_network(tmp_path / "net"), samples, options).trace.outputs
+    for name, got, want in zip(own, outputs, cases.wanted(samples), strict=True):
+        assert np.array_equal(got, want), name
 
 
 @needs_library

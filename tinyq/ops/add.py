@@ -33,9 +33,9 @@ from tinyq.ops.binary import (
     pair_fixes,
     read_pair,
 )
-from tinyq.ops.fixed_point import FixedPointAttrs
+from tinyq.ops.fixed_point import FixedPointAdd, FixedPointAttrs
 from tinyq.ops.lowering import Emitter, Island, Source
-from tinyq.ops.params import AddParams
+from tinyq.ops.params import AddParams, PairTwiceParams
 from tinyq.target import Core
 
 _INT32 = 2**31 - 1
@@ -213,6 +213,30 @@ class AddS8(Kernel):
         )  # fmt: skip
 
 
+class AddTwiceS8(Kernel):
+    """Portable C for the arithmetic of CMSIS-NN, which rounds each rescaling twice."""
+
+    name: ClassVar[str] = "add_twice_s8"
+    takes_fixed_point: ClassVar[bool] = True
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """For operators whose oracle is CMSIS-NN."""
+        a = node.attrs
+        if not isinstance(a, FixedPointAdd):
+            return "for sums that round twice"
+        # One operand has 256 rescaled values only, but a table of them costs 1 KiB.
+        return KernelCall(
+            self.name, "ops/add_twice_s8.c.j2",
+            PairTwiceParams(
+                node.output.type.elements, a.a_zero_point, a.b_zero_point, a.zero_point,
+                (a.a.multiplier, a.b.multiplier, a.y.multiplier),
+                (a.a.shift, a.b.shift, a.y.shift), a.qmin, a.qmax, node.input(1).is_constant,
+            ),
+            constant_operands(node), instructions=45 * node.output.type.elements,
+            in_place=same_size_inputs(node), reason="portable",
+        )  # fmt: skip
+
+
 def constant_operands(node: Node) -> tuple[PackedConstant, ...]:
     """Operands that are constant, which the C function takes after its output."""
     return tuple(
@@ -228,4 +252,4 @@ def same_size_inputs(node: Node) -> tuple[int, ...]:
     return tuple(k for k, v in enumerate(computed) if v.type.elements == node.output.type.elements)
 
 
-Add.kernels = (AddS8(),)
+Add.kernels = (AddS8(), AddTwiceS8())

@@ -27,9 +27,9 @@ from tinyq.ops.binary import (
     pair_fixes,
     read_pair,
 )
-from tinyq.ops.fixed_point import FixedPointAttrs
+from tinyq.ops.fixed_point import FixedPointAttrs, FixedPointMul
 from tinyq.ops.lowering import Emitter, Island
-from tinyq.ops.params import MulParams
+from tinyq.ops.params import MulParams, PairTwiceParams
 from tinyq.quant import Requant, Staircase, synthesize
 from tinyq.quant.requantize import raw_levels
 from tinyq.target import Core
@@ -191,4 +191,26 @@ class MulS8(Kernel):
         )  # fmt: skip
 
 
-Mul.kernels = (MulS8(),)
+class MulTwiceS8(Kernel):
+    """Portable C for the arithmetic of CMSIS-NN, which rounds the product twice."""
+
+    name: ClassVar[str] = "mul_twice_s8"
+    takes_fixed_point: ClassVar[bool] = True
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """For operators whose oracle is CMSIS-NN."""
+        a = node.attrs
+        if not isinstance(a, FixedPointMul):
+            return "for products that round twice"
+        return KernelCall(
+            self.name, "ops/mul_twice_s8.c.j2",
+            PairTwiceParams(
+                node.output.type.elements, a.a_zero_point, a.b_zero_point, a.zero_point,
+                (a.y.multiplier,), (a.y.shift,), a.qmin, a.qmax, node.input(1).is_constant,
+            ),
+            constant_operands(node), instructions=22 * node.output.type.elements,
+            in_place=same_size_inputs(node), reason="portable",
+        )  # fmt: skip
+
+
+Mul.kernels = (MulS8(), MulTwiceS8())

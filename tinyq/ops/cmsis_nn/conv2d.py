@@ -76,11 +76,11 @@ class CmsisConv2d(CmsisKernel):
         size = convolve_bytes(g, core.isa)
         macs = g.out_h * g.out_w * g.out_c * g.kernel_h * g.kernel_w * g.filter_c
         outputs = g.out_h * g.out_w * g.out_c
-        columns = g.out_h * g.out_w * g.kernel_h * g.kernel_w * g.in_c * (not g.is_pointwise)
+        taps = g.out_h * g.out_w * g.kernel_h * g.kernel_w * (not g.is_pointwise)
         cost = (
-            by_isa(core, 4.5, 1.55, 0.11) * macs
-            + by_isa(core, 70, 41, 9) * outputs
-            + by_isa(core, 8, 4, 1) * columns
+            by_isa(core, 6.6, 1.55, 0.2) * macs
+            + by_isa(core, 85, 41, 12.5) * outputs
+            + (by_isa(core, 10, 4, 1) * g.in_c + by_isa(core, 0, 0, 20)) * taps
         )
         return KernelCall(
             self.name,
@@ -117,7 +117,7 @@ class CmsisDepthwise(CmsisKernel):
         # From [O, kh, kw, 1] to [kh, kw, O].
         weights = np.ascontiguousarray(node.input(1).array[..., 0].transpose(1, 2, 0))
         outputs, taps = g.out_h * g.out_w * g.out_c, g.kernel_h * g.kernel_w
-        cost = outputs * (by_isa(core, 14, 6.6, 1.2) * taps + by_isa(core, 90, 45, 8))
+        cost = outputs * (by_isa(core, 20, 6.6, 1.3) * taps + by_isa(core, 110, 45, 9))
         return KernelCall(
             self.name,
             "ops/cmsis_depthwise_s8.c.j2",

@@ -46,7 +46,7 @@ class CmsisDense(CmsisKernel):
             sums = (made.bias + made.offset).astype(np.int32)
             constants.append(PackedConstant("kernel_sums", sums, "int32_t"))
         macs = node.output.type.elements * in_features
-        cost = by_isa(core, 6, 2, 0.12) * macs + by_isa(core, 80, 42, 12) * rows * out_features
+        cost = by_isa(core, 6, 2, 0.47) * macs + by_isa(core, 80, 42, 14) * rows * out_features
         return KernelCall(
             self.name,
             "ops/cmsis_dense_s8.c.j2",
