@@ -92,10 +92,10 @@ class Builder:
         attrs = AddAttrs(1, 1, -self.zero_point, 0, self.low, 127)
         return self.emit("add", [a, b], a.type.shape, attrs)
 
-    def max_pool(self, x: Value) -> Value:
+    def max_pool(self, x: Value, end: int = 1) -> Value:
         _, h, w, c = x.type.shape
-        attrs = MaxPool2dAttrs(Window((2, 2), (2, 2), (1, 1), (0, 0, 1, 1)))
-        return self.emit("max_pool2d", [x], (1, (h + 1) // 2, (w + 1) // 2, c), attrs)
+        attrs = MaxPool2dAttrs(Window((2, 2), (2, 2), (1, 1), (0, 0, end, end)))
+        return self.emit("max_pool2d", [x], (1, (h + end) // 2, (w + end) // 2, c), attrs)
 
     def mean(self, x: Value) -> Value:
         _, h, w, c = x.type.shape

@@ -11,6 +11,7 @@ from tinyq.passes.adopt_tflite import adopt_tflite
 from tinyq.passes.commute_qdq import commute_qdq
 from tinyq.passes.dead_channels import remove_dead_channels
 from tinyq.passes.lower import lower
+from tinyq.passes.merge import merge_neighbours
 from tinyq.passes.name_outputs import name_outputs
 from tinyq.passes.remove_transposes import remove_transposes
 from tinyq.passes.simplify import merge_reshapes
@@ -29,11 +30,13 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
     """Run every pass. Raises TinyqError with every node that cannot be compiled.
 
     Order: Q and DQ commute with movement first, so that each island of float operators computes;
-    layout before synthesis, since it permutes dense weights; dead channels once the oracle of each
-    operator is settled, for it says what is constant; synthesis last, on the final weights.
+    layout before synthesis, since it permutes dense weights; merging once transposes are gone from
+    between neighbours; dead channels once the oracle of each operator is settled, for it says what
+    is constant; synthesis last, on the final weights.
     """
     integer, notes = lower(commute_qdq(graph), evaluate, oracle)
-    integer = merge_reshapes(remove_transposes(integer))
+    integer, merged = merge_neighbours(merge_reshapes(remove_transposes(integer)))
+    notes = (*notes, *merged)
     if oracle == "tflite":
         integer = adopt_tflite(integer)
     if oracle == "cmsis-nn":  # what is constant there is not known to the pass on dead channels
