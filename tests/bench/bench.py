@@ -128,8 +128,9 @@ def _totals(figures: list[Figures]) -> list[str]:
     )  # fmt: skip
     rows: list[tuple[object, ...]] = [
         (
-            f.network, f.core, f.goal, f.instructions, f"{f.instructions / f.macs:.2f}", f.cycles or "-",
-            f.code, f.constants, f.flash, f.arena, f.arena_bound, f.stack, "yes" if f.equal else "NO",
+            f.network, f.core, f.goal, f.instructions, f"{f.instructions / f.macs:.2f}",
+            f.cycles or "-", f.code, f.constants, f.flash, f.arena, f.arena_bound, f.stack,
+            "yes" if f.equal else "NO",
         )
         for f in figures
     ]  # fmt: skip
