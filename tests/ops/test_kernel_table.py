@@ -89,7 +89,7 @@ def dsp_table(count: int) -> Table:
     table = Table()
     for e, effort in enumerate(EFFORTS):
         for i in range(e, count + e):
-            fixes = i % 3
+            fixes = (0, 1, 2, 5)[i % 4]
             table.conv(f"conv2d_s8_dsp{effort}", conv_cases(1, i)[0], fixes, wide=i % 7 == 6)
             table.conv(f"depthwise_s8_dsp{effort}", depthwise_cases(1, i)[0], fixes)
         for i, case in enumerate((*dense_cases(count // 2), *dense_cases(count // 4, 2))):

@@ -137,6 +137,12 @@ def lower_conv(emitter: Emitter, island: Island, node: Node) -> Value | None:
     if rank not in (3, 4):
         emitter.refuse("TQ203", node, f"{rank - 2} spatial dimensions", "1 and 2 are supported.")
         return None
+    groups = int(node.attrs.get("group", 1))
+    shape = found.integers.shape
+    if x.value.type.shape[1] != shape[1] * groups or shape[0] % groups or len(shape) != rank:
+        wanted = f"weights {list(shape)} in {groups} groups do not fit {list(x.value.type.shape)}"
+        emitter.refuse("TQ103", node, wanted)
+        return None
     scales = linear.per_output(found, 0, found.integers.shape[0])
     if scales is None:
         emitter.refuse("TQ204", node, "weight scales vary along an axis other than the output's")
@@ -200,6 +206,7 @@ class Conv2dS8(Kernel):
                 node.input(0).type.shape[1:], node.output.type.shape[1:],
                 (params.stride_h, params.stride_w), (params.pad_top, params.pad_left),
             ),
+            code_bytes=420,
             reason="portable",
         )
 
