@@ -3,7 +3,7 @@
     python examples/compile_speed.py [--target cortex-m4] [--optimize balanced]
 
 Draws quantized networks of 10 thousand to 10 million weights and of 5 to 500 layers, compiles each
-in a process of its own, and prints seconds a stage and the peak of memory as a Markdown table.
+in a process of its own, and prints processor seconds a stage and the peak of memory as a table.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def write_model(path: Path, shapes: list[tuple[int, ...]]) -> None:
 
 
 def measure(path: Path, target: str, optimize: str) -> dict[str, float]:
-    """Seconds a stage, and the peak of this process's memory in MB, less that of the imports."""
+    """Processor seconds a stage, and the peak of memory in MB, less that of the first imports."""
     from tinyq.codegen import GenerateOptions, generate
     from tinyq.frontends.onnx import import_model, load_model, opset
     from tinyq.frontends.ort import IslandEvaluator
@@ -105,9 +105,9 @@ def measure(path: Path, target: str, optimize: str) -> dict[str, float]:
 
     @contextmanager
     def timed(stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = time.process_time()
         yield
-        found[stage] = time.perf_counter() - start
+        found[stage] = time.process_time() - start
 
     core = load_core(target)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
