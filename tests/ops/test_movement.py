@@ -37,7 +37,9 @@ def after_conv(op: str, *inputs: tuple[int, ...], **attributes: object) -> Qdq:
     """Between two convolutions: the layout pass has to carry it through channels-last."""
     b = Qdq()
     rng = np.random.default_rng(1)
-    y = b.op("Conv", b.x((1, 3, 6, 7), 0.05, 3), b.weights(rng.integers(-99, 99, (4, 3, 3, 3)), 0.01))
+    y = b.op(
+        "Conv", b.x((1, 3, 6, 7), 0.05, 3), b.weights(rng.integers(-99, 99, (4, 3, 3, 3)), 0.01)
+    )
     y = b.op(op, b.qdq(y, 0.11, 9), *(b.const(v) for v in inputs), **attributes)
     channels = {"DepthToSpace": 1}.get(op, attributes.get("channels", 4))
     y = b.qdq(y, 0.11, 9)
@@ -56,8 +58,9 @@ def concat(
     for k, shape in enumerate(shapes):
         shape[axis] += k
     values = [
-        b.x(tuple(s), scale, zero + k) for k, (s, scale) in enumerate(zip(shapes, scales, strict=True))
-    ]  # fmt: skip
+        b.x(tuple(shape), scale, zero + k)
+        for k, (shape, scale) in enumerate(zip(shapes, scales, strict=True))
+    ]
     return b.end(b.op("Concat", *values, axis=axis), 0.05, zero)
 
 
@@ -83,7 +86,12 @@ def concat_of_convs() -> Qdq:
 def qlinear_concat(dtype: str = "int8") -> Qdq:
     b = Qdq(dtype)
     zero = 128 if dtype == "uint8" else 0
-    inputs = [*b.scale(0.05, zero + 4), b.input((1, 3, 4)), *b.scale(0.04, zero), b.input((1, 2, 4))]
+    inputs = [
+        *b.scale(0.05, zero + 4),
+        b.input((1, 3, 4)),
+        *b.scale(0.04, zero),
+        b.input((1, 2, 4)),
+    ]
     inputs += b.scale(0.07, zero - 9)
     b.output(b.op("QLinearConcat", *inputs, domain="com.microsoft", axis=1))
     return b

@@ -21,8 +21,14 @@ from tinyq.ir import AnyArray, DType, Graph, Node, OnnxAttrs, Stage, TensorType,
 from tinyq.ir.graph import without_dead_nodes
 
 OLDEST_OPSET = 13
-_KEEP_FLOAT_OF_CONSTANT = "DequantizeLinear"
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"})
+_NEVER_FOLDED = frozenset(
+    {
+        "DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike",
+        "RandomUniformLike", "If", "Loop", "Scan",
+    }
+)  # fmt: skip
+"""Operators that stay nodes though their inputs are constants; quantized weights stay integers."""
+
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -225,8 +231,11 @@ class _Importer:
             found = f"its result has element type {self.elements[name]}"
             self.refusals.append(Diagnostic("TQ204", found, "", where, node.op_type))
         elif all(source is not None for source in sources):
-            found = "the shape of its result cannot be inferred"
-            self.refusals.append(Diagnostic("TQ106", found, "", where, node.op_type))
+            wrong = _inference_error(self.model)
+            code, found = (
+                ("TQ103", wrong) if wrong else ("TQ106", "the shape of its result is not known")
+            )
+            self.refusals.append(Diagnostic(code, found, "", where, node.op_type))
 
     def _fold(
         self, node: onnx.NodeProto, inputs: tuple[Value | None, ...], attrs: OnnxAttrs
@@ -239,7 +248,7 @@ class _Importer:
             window = shape[attrs.get("start", 0) : attrs.get("end")]
             self._add_constant(node.output[0], window)
             return True
-        if node.op_type == _KEEP_FLOAT_OF_CONSTANT or node.op_type in _RANDOM:
+        if node.op_type in _NEVER_FOLDED:
             return False
         if not inputs or not all(v is None or v.is_constant for v in inputs):
             return False
@@ -248,6 +257,16 @@ class _Importer:
             if name:
                 self._add_constant(name, np.ascontiguousarray(array))
         return True
+
+
+def _inference_error(model: onnx.ModelProto) -> str:
+    """What strict shape inference objects to, one line; empty when nothing."""
+    try:
+        onnx.shape_inference.infer_shapes(model, data_prop=True, strict_mode=True)
+    except Exception as reason:
+        lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+        return lines[-1] if lines else "shape inference fails"
+    return ""
 
 
 def _supported() -> frozenset[str]:
