@@ -22,9 +22,10 @@ from tinyq.frontends.onnx import import_model, opset
 from tinyq.frontends.oracle import OrtOracle
 from tinyq.frontends.ort import IslandEvaluator
 from tinyq.frontends.tflite import TfliteModel, load_tflite, parse_tflite, to_onnx
-from tinyq.frontends.tflite_oracle import TfliteEvaluator, TfliteOracle
+from tinyq.frontends.tflite_oracle import TfliteEvaluator, TfliteOracle, interpreter
 from tinyq.ir import Graph
 from tinyq.passes.pipeline import to_integer
+from tinyq.quant import FixedPointLinear, RealLinear, Rounding
 from tinyq.verification.reference import outputs
 
 ARITHMETIC_OF_ITS_OWN = (
@@ -95,6 +96,50 @@ def test_convolutions_round_twice_and_dense_layers_once() -> None:
     assert hidden.requant.exact
     assert not dense.is_fixed_point
     assert dense.requant.exact
+
+
+def biased(op: str, dtype: str, scales: tuple[float, float, float], acc: np.ndarray) -> np.ndarray:
+    """What the interpreter gives for accumulators: the biases of a layer that is fed zeros."""
+    m = Tfl(dtype)
+    count, shift = len(acc), 128 if dtype == "uint8" else 0
+    shape = (count, 1, 1, 4) if op == "CONV_2D" else (count, 4)
+    weights = m.const(np.full(shape, shift, dtype), np.float32(scales[1]))
+    bias = m.const(acc.astype(np.int32), np.float32(scales[0]) * np.float32(scales[1]))
+    ones = (1, 1) if op == "CONV_2D" else ()
+    x, y = m.x((1, *ones, 4), scales[0], 0), m.tensor((1, *ones, count), scales[2], 0)
+    fields = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1}
+    if op == "CONV_2D":
+        m.op(op, [x, weights, bias], [y], "Conv2DOptions", **fields)
+    else:
+        m.op(op, [x, weights, bias], [y], "FullyConnectedOptions")
+    runner = interpreter(m.end(y))
+    runner.allocate_tensors()
+    runner.set_tensor(x, np.full((1, *ones, 4), shift, dtype))
+    runner.invoke()
+    return runner.get_tensor(y).astype(np.int64).reshape(-1) - shift
+
+
+@pytest.mark.parametrize("scales", [(5.13e-4, 1.37e-4, 0.731), (0.05, 0.007, 0.08), (0.5,) * 3])
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [("CONV_2D", "int8"), ("CONV_2D", "uint8"), ("FULLY_CONNECTED", "int8"),
+     ("FULLY_CONNECTED", "uint8")],
+)  # fmt: skip
+def test_accumulators_beside_every_threshold(
+    op: str, dtype: str, scales: tuple[float, float, float]
+) -> None:
+    x, w, y = (np.float32(s) for s in scales)
+    product = np.float64(x * w) if (op, dtype) == ("CONV_2D", "uint8") else np.float64(x) * w
+    real = np.array([product / np.float64(y)])
+    beside = np.rint((np.arange(-127, 127) + 0.5) / real).astype(np.int64)
+    acc = np.unique(beside[:, None] + np.arange(-3, 4))
+    none = np.zeros(1, np.int64)
+    oracle = (
+        FixedPointLinear.of_scales(real, none, none, 0, Rounding.TWICE)
+        if op == "CONV_2D"
+        else RealLinear(real, none, none, 0)
+    )
+    assert np.array_equal(oracle(acc[None])[0], biased(op, dtype, scales, acc))
 
 
 def test_intermediate_tensors_are_exposed_by_name() -> None:

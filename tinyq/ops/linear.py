@@ -21,6 +21,7 @@ from tinyq.quant import (
     FixedPointLinear,
     OrtLinear,
     OrtMatMulFloatBias,
+    RealLinear,
     Requant,
     Rounding,
     accumulator_bounds,
@@ -32,7 +33,7 @@ from tinyq.quant import (
     synthesize,
 )
 
-LinearOracle = OrtLinear | OrtMatMulFloatBias | FixedPointLinear
+LinearOracle = OrtLinear | OrtMatMulFloatBias | FixedPointLinear | RealLinear
 LinearRequant = Requant | FixedPointLinear
 
 Float32 = npt.NDArray[np.float32]

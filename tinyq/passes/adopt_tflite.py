@@ -1,8 +1,8 @@
 """Gives operators the arithmetic of TensorFlow Lite's reference kernels (oracle ``tflite``).
 
-CONV_2D and DEPTHWISE_CONV_2D round twice, FULLY_CONNECTED once; pools, means and SOFTMAX have rules
-of their own. Elementwise operators need nothing here: their tables and pairs come from the
-interpreter itself.
+CONV_2D and DEPTHWISE_CONV_2D round twice, FULLY_CONNECTED once, in float64; pools, means and SOFTMAX
+have rules of their own. Elementwise operators need nothing here: their tables and pairs come from
+the interpreter itself.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tinyq.errors import Diagnostic, TinyqError
 from tinyq.ir import DType, Graph, Node
 from tinyq.ops.average_pool2d import AveragePool2dAttrs
 from tinyq.ops.fixed_point import FixedPointSoftmax, fixed_point_linear
 from tinyq.ops.softmax import DEPTH_LIMIT
-from tinyq.quant import Rounding
+from tinyq.quant import OrtLinear, RealLinear, Rounding
 
 DEEPEST_SHIFT = 31
 """RoundingDivideByPOT takes exponents up to this."""
@@ -49,15 +52,35 @@ _REMEDY = "TensorFlow Lite's own result is undefined here; compile with --oracle
 
 
 def _conv(node: Node, unsigned: bool) -> Any:
-    oracle = fixed_point_linear(node, Rounding.TWICE, DEEPEST_SHIFT)
+    attrs = node.attrs
+    if unsigned:
+        attrs = replace(attrs, scale=_products_in_float32(node))
+    scaled = Node(node.op, node.name, node.inputs, node.outputs, attrs)
+    oracle = fixed_point_linear(scaled, Rounding.TWICE, DEEPEST_SHIFT)
     if isinstance(oracle, str):
         return oracle
-    return replace(node.attrs, oracle=replace(oracle, literal=False))
+    return replace(attrs, oracle=replace(oracle, literal=False))
+
+
+def _products_in_float32(node: Node) -> npt.NDArray[np.float64]:
+    """x_scale * w_scale / y_scale as the kernels of uint8 have it: the product is a float32."""
+    factors = np.asarray(node.attrs.scale, np.float64)
+    x, y = node.input(0).type.quant, node.output.type.quant
+    if x is None or y is None:
+        return factors
+    weight_scales = (factors * y.scale / x.scale).astype(np.float32)
+    return (np.float32(x.scale) * weight_scales).astype(np.float64) / y.scale
 
 
 def _dense(node: Node, unsigned: bool) -> Any:
-    oracle = fixed_point_linear(node, Rounding.ONCE, DEEPEST_SHIFT)
-    return oracle if isinstance(oracle, str) else replace(node.attrs, oracle=oracle)
+    oracle = node.attrs.oracle
+    if not isinstance(oracle, OrtLinear):
+        return "its bias is not an integer of the accumulator's scale"
+    real = RealLinear(
+        np.asarray(node.attrs.scale, np.float64), oracle.bias, oracle.offset, oracle.zero_point,
+        oracle.qmin, oracle.qmax,
+    )  # fmt: skip
+    return replace(node.attrs, oracle=real)
 
 
 def _mean(node: Node, unsigned: bool) -> Any:

@@ -1,6 +1,6 @@
 """Integer arithmetic: requantization oracles, synthesis of its parameters, proof."""
 
-from tinyq.quant.fixed_point import FixedPointLinear, Rounding
+from tinyq.quant.fixed_point import FixedPointLinear, RealLinear, Rounding
 from tinyq.quant.requantize import (
     FIX_LIMIT,
     Fix,
@@ -29,6 +29,7 @@ __all__ = [
     "Oracle",
     "OrtLinear",
     "OrtMatMulFloatBias",
+    "RealLinear",
     "Requant",
     "RequantProof",
     "Rounding",

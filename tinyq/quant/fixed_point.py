@@ -126,6 +126,29 @@ class FixedPointLinear:
         return np.clip(levels + self.zero_point, self.qmin, self.qmax)
 
 
+@dataclass(frozen=True, eq=False)
+class RealLinear:
+    """FULLY_CONNECTED of TensorFlow Lite's reference kernels: one product in float64.
+
+    y = clamp(round_half_away(float64(acc + bias + offset) * scale) + zero_point, qmin, qmax)
+
+    scale: float64[C], x_scale * w_scale / y_scale in this order. bias, offset: int64[C].
+    """
+
+    scale: Float64
+    bias: Int64
+    offset: Int64
+    zero_point: int
+    qmin: int = -128
+    qmax: int = 127
+
+    def __call__(self, acc: Int64) -> Int64:
+        """Outputs int64[C, n] of raw accumulators int64[C, n]."""
+        total = (acc + (self.bias + self.offset)[:, None]).astype(np.float64)
+        levels = away_from_zero(total * self.scale[:, None]) + self.zero_point
+        return np.clip(levels, self.qmin, self.qmax)
+
+
 def rounded_mean(total: Int64, count: int) -> Int64:
     """AVERAGE_POOL_2D: the mean of raw integers, halves away from zero."""
     mean: Int64 = np.sign(total) * ((np.abs(total) + count // 2) // count)
