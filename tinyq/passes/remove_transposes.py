@@ -158,31 +158,48 @@ class _Sinking:
         self._emit_on_base(node, (view.base, *node.present_inputs[1:]), view.perm, attrs)
         return True
 
+    def _common_perm(self, node: Node) -> Perm | None:
+        """The layout in which ``node`` can run on the bases of all computed inputs, or None.
+
+        An input that is not transposed serves where its transpose is computed already: the start
+        of a residual block that a convolution reads too.
+        """
+        views = [self._view(value) for value in node.present_inputs if not value.is_constant]
+        perms = {view.perm for view in views}
+        if len(perms) == 1:
+            return perms.pop()
+        moved = [perm for perm in perms if perm != _identity(len(perm))]
+        if len(perms) != 2 or len(moved) != 1 or len({len(perm) for perm in perms}) != 1:
+            return None
+        known = all(
+            view.perm == moved[0] or (view.base, _inverse(moved[0])) in self.emitted
+            for view in views
+        )
+        return moved[0] if known else None
+
+    def _base(self, value: Value, perm: Perm) -> Value:
+        """The computed value of which ``value`` is the transpose by ``perm``."""
+        view = self._view(value)
+        return view.base if view.perm == perm else self.emitted[view.base, _inverse(perm)]
+
     def _binary(self, node: Node) -> bool:
-        views = [self._view(v) for v in node.present_inputs]
-        rank = len(node.output.type.shape)
-        perms = {
-            view.perm
-            for view, value in zip(views, node.present_inputs, strict=True)
-            if not value.is_constant
-        }
-        if len(perms) != 1 or any(len(p) != rank for p in perms):
+        perm = self._common_perm(node)
+        if perm is None or len(perm) != len(node.output.type.shape):
             return False
-        perm = perms.pop()
         inputs = []
-        for view, value in zip(views, node.present_inputs, strict=True):
-            inputs.append(_constant_on_base(value, perm) if value.is_constant else view.base)
+        for value in node.present_inputs:
+            constant = value.is_constant
+            inputs.append(_constant_on_base(value, perm) if constant else self._base(value, perm))
         self._emit_on_base(node, tuple(inputs), perm, node.attrs)
         return True
 
     def _concat(self, node: Node) -> bool:
-        views = [self._view(v) for v in node.present_inputs]
-        perms = {view.perm for view in views}
-        if len(perms) != 1 or any(v.is_constant for v in node.present_inputs):
+        perm = self._common_perm(node)
+        if perm is None or any(v.is_constant for v in node.present_inputs):
             return False
-        perm = perms.pop()
         attrs = ConcatAttrs(perm[node.attrs.axis])
-        self._emit_on_base(node, tuple(view.base for view in views), perm, attrs)
+        bases = tuple(self._base(value, perm) for value in node.present_inputs)
+        self._emit_on_base(node, bases, perm, attrs)
         return True
 
     def _slice(self, node: Node) -> bool:
