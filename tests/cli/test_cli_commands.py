@@ -83,7 +83,9 @@ def test_verify_json_keeps_its_promise(folder: Path) -> None:
     assert (found["outputs_different"], found["max_difference"]) == (0, 0)
     assert (found["emulator"], found["target"]) == ("qemu", "cortex-m4")
     assert found["ram_bytes"] == found["arena_bytes"] + found["stack_bytes"]
-    assert found["instructions_per_inference"] > sum(x["instructions"] for x in found["layers"]) > 0
+    # Layers are counted in a build of their own, whose code differs a little around the hooks.
+    layers = sum(x["instructions"] for x in found["layers"])
+    assert abs(found["instructions_per_inference"] - layers) < 0.01 * layers
     assert all(layer["different"] == 0 for layer in found["layers"])
 
 
