@@ -1,8 +1,8 @@
 """Gives operators the arithmetic of TensorFlow Lite's reference kernels (oracle ``tflite``).
 
-CONV_2D and DEPTHWISE_CONV_2D round twice, FULLY_CONNECTED once, in float64; pools, means and SOFTMAX
-have rules of their own. Elementwise operators need nothing here: their tables and pairs come from
-the interpreter itself.
+CONV_2D and DEPTHWISE_CONV_2D round twice, FULLY_CONNECTED once, in float64; pools, means and
+SOFTMAX have rules of their own. Elementwise operators need nothing here: their tables and pairs
+come from the interpreter itself.
 """
 
 from __future__ import annotations
