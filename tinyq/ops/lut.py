@@ -9,7 +9,15 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
+from tinyq.ir import (
+    AnyArray,
+    DType,
+    InvalidGraphError,
+    Node,
+    QuantParams,
+    TensorType,
+    Value,
+)
 from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import LutParams
@@ -100,6 +108,32 @@ def lower_unary(emitter: Emitter, island: Island, node: Node) -> Value | None:
     constant = emitter.constant(f"{name}:table", table)
     attrs = LutAttrs(axis if len(table) > 1 else max(rank - 1, 0))
     return emitter.emit("lut", name, (source.value, constant), island.output_type, attrs)
+
+
+def lower_table(
+    emitter: Emitter, node: Node, index: Value, stored: DType, quant: QuantParams | None
+) -> Value | None:
+    """Gather of a constant vector by 8-bit integers that were computed: a table of the model's.
+
+    index: the codes as int8, ``stored`` their type in the model (uint8 codes are 128 higher).
+    quant: that of the result, if known. None after a refusal.
+    """
+    table = node.input(0).array
+    if table.ndim != 1 or table.dtype not in (np.uint8, np.int8) or table.size < 256:
+        emitter.refuse(
+            "TQ203", node, f"it looks up a table {table.dtype}{list(table.shape)}",
+            "Tables of 256 entries of int8 or uint8 are supported.",
+        )  # fmt: skip
+        return None
+    codes = all_codes().astype(np.int64)
+    # A negative index of Gather counts from the end.
+    entries = table[codes + 128 if stored is DType.UINT8 else codes]
+    if table.dtype == np.uint8:
+        entries = entries.astype(np.int16) - 128
+    constant = emitter.constant(f"{node.name}:table", entries.astype(np.int8)[None])
+    attrs = LutAttrs(max(len(index.type.shape) - 1, 0))
+    out = TensorType(index.type.shape, DType.INT8, quant)
+    return emitter.emit("lut", node.name, (index, constant), out, attrs)
 
 
 def island_outputs(emitter: Emitter, island: Island, codes: AnyArray) -> AnyArray:

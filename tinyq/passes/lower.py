@@ -17,7 +17,7 @@ from tinyq.ops.conv2d import lower_conv
 from tinyq.ops.dense import lower_dense
 from tinyq.ops.extremum import lower_extremum
 from tinyq.ops.lowering import Emitter, Evaluate, Island, LowerRule, QuantizedConstant, Source
-from tinyq.ops.lut import UNARY, lower_unary
+from tinyq.ops.lut import UNARY, lower_table, lower_unary
 from tinyq.ops.matmul import lower_matmul
 from tinyq.ops.max_pool2d import lower_max_pool
 from tinyq.ops.mul import lower_mul
@@ -252,8 +252,41 @@ class _Lowering:
         if node.op == "QuantizeLinear":
             if node.output not in self.integers:
                 self._quantize(node)
+        elif _is_lookup(node):
+            self._look_up(node)
+        elif self._is_index(node):
+            pass  # What looks up reads through it.
         elif node.op in MOVES and node.output.type.dtype.is_integer:
             self._move(node)
+
+    def _look_up(self, node: Node) -> None:
+        """Gather of a constant by a tensor that is computed."""
+        codes = node.input(1)
+        cast = self.graph.producers.get(codes)
+        if cast is not None and cast.op == "Cast":
+            codes = cast.input(0)
+        index = self.integers.get(codes)
+        result = None
+        if index is not None and codes.type.dtype in _ACTIVATIONS:
+            quant = self._reader_quant(node.output)
+            dtype = node.output.type.dtype
+            result = lower_table(self.emitter, node, index, codes.type.dtype, _rebase(quant, dtype))
+        elif codes not in self.refused:
+            self.emitter.refuse("TQ203", node, f"the index '{codes.name}' is not 8-bit integers")
+        if result is None:
+            self.refused.add(node.output)
+        else:
+            self.integers[node.output] = result
+
+    def _is_index(self, node: Node) -> bool:
+        """Whether a Cast only makes the index of look-ups."""
+        users = self.graph.uses(node.output)
+        return (
+            node.op == "Cast"
+            and bool(users)
+            and node.output not in self.graph.outputs
+            and all(_is_lookup(user) and user.input(1) is node.output for user in users)
+        )
 
     def _move(self, node: Node) -> None:
         data = node.present_inputs if node.op == "Concat" else node.present_inputs[:1]
@@ -416,6 +449,16 @@ class _Lowering:
                 self.emitter.refusals.insert(
                     0, Diagnostic("TQ201", f"{node.op} has no integer form", "", node.name, node.op)
                 )
+
+
+def _is_lookup(node: Node) -> bool:
+    """Whether the node reads a constant table at positions that are computed."""
+    return (
+        node.op == "Gather"
+        and node.input(0).is_constant
+        and not node.input(1).is_constant
+        and node.output.type.dtype.is_integer
+    )
 
 
 def _channelwise(island: Island) -> bool:
