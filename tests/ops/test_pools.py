@@ -134,6 +134,13 @@ CASES: dict[str, Callable[[], Qdq]] = {
     "average_after_conv": partial(after_conv, "AveragePool", **TWO, strides=[2, 2]),
     "global": partial(pool, "GlobalAveragePool"),
     "global_uint8": partial(pool, "GlobalAveragePool", dtype="uint8", zero=0, y_zero=255),
+    "mean_of_image_relu": partial(pool, "GlobalAveragePool", relu=True),
+    "mean_of_image_relu_uint8": partial(
+        pool, "GlobalAveragePool", (1, 9, 15, 15), relu=True, dtype="uint8", zero=143, y_zero=2
+    ),
+    "global_relu_without_effect": partial(
+        pool, "GlobalAveragePool", (1, 9, 5, 5), relu=True, y_zero=-128, y_scale=0.0155
+    ),
     "global_one_dimension": partial(pool, "GlobalAveragePool", (1, 4, 13)),
     "global_one_pixel": partial(pool, "GlobalAveragePool", (1, 4, 1, 1)),
     "global_large": partial(pool, "GlobalAveragePool", (1, 2, 40, 40)),

@@ -245,6 +245,11 @@ def _limits(emitter: Emitter, island: Island, node: Node) -> tuple[int, int] | N
     return output_limits(island, low, high)
 
 
+def _rule(island: Island, limits: tuple[int, int], fused: MeanRule) -> MeanRule:
+    """onnxruntime's integer kernel takes no clamp: one that narrows the output leaves floats."""
+    return fused if limits == output_limits(island, -np.inf, np.inf) else "axes"
+
+
 def lower_mean(emitter: Emitter, island: Island, node: Node) -> Value | None:
     """AveragePool, GlobalAveragePool or ReduceMean of the QDQ graph."""
     source = island.sources.get(node.input(0))
@@ -268,7 +273,7 @@ def lower_mean(emitter: Emitter, island: Island, node: Node) -> Value | None:
         bool(node.attrs.get("count_include_pad", 0)),
         source.quant,
         *limits,
-        rule="image" if whole else "window",
+        rule=_rule(island, limits, "image" if whole else "window"),
     )
     nhwc = to_nhwc(emitter, node.name, x)
     shape = node.output.type.shape
@@ -301,7 +306,7 @@ def _lower_reduction(
         window = Window((1, reduced), (1, reduced), (1, 1), (0, 0, 0, 0))
     else:
         window = Window(shape[2:4], shape[2:4], (1, 1), (0, 0, 0, 0))
-    rule: MeanRule = "image" if node.op == "GlobalAveragePool" else "axes"
+    rule = _rule(island, limits, "image" if node.op == "GlobalAveragePool" else "axes")
     attrs = AveragePool2dAttrs(window, False, quant, *limits, rule=rule)
     pooled = (1, outer, 1, inner)
     y = emitter.emit(
