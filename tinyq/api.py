@@ -198,6 +198,7 @@ def open_folder(folder: Path, layers: bool = False) -> Subject:
     from tinyq.build import load_network
     from tinyq.frontends.onnx import load_model
     from tinyq.frontends.oracle import OrtOracle
+    from tinyq.passes.adopt_fixed_point import with_library_arithmetic
     from tinyq.verification.reference import ReferenceOracle
     from tinyq.verification.verify import Subject, read_manifest
 
@@ -206,6 +207,9 @@ def open_folder(folder: Path, layers: bool = False) -> Subject:
     options = CompileOptions(manifest["target"], oracle=manifest["oracle"], shapes=shapes)
     path = folder / manifest["model"]
     graph, _, _ = lower_model(path, options)
+    if manifest["oracle"] == "ort":
+        called = {layer["name"] for layer in manifest["layers"] if layer.get("library")}
+        graph = with_library_arithmetic(graph, called)
     origins = graph.origins if layers else ()
     if manifest["oracle"] == "tflite":
         from tinyq.frontends.tflite import load_tflite

@@ -6,7 +6,7 @@ arithmetic of the default oracle, and so does a layer for which the library's wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 from tinyq.ir import DType, Graph, Node, QuantParams
 from tinyq.ops.add import AddAttrs
 from tinyq.ops.average_pool2d import AveragePool2dAttrs
+from tinyq.ops.cmsis_nn.add import sum_rounded_once
 from tinyq.ops.cmsis_nn.average_pool2d import mean_of
+from tinyq.ops.cmsis_nn.mul import product_rounded_once
 from tinyq.ops.fixed_point import (
     FixedPointAdd,
     FixedPointMul,
@@ -41,6 +43,53 @@ def adopt_fixed_point(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
             Node(node.op, node.name, node.inputs, node.outputs, attrs) if changed else node
         )
     return graph.replace(nodes), tuple(kept)
+
+
+def with_library_arithmetic(graph: Graph, names: Container[str]) -> Graph:
+    """A synthesised graph whose nodes of these names compute as a library rounding once does.
+
+    It is what C that calls the library computes where that can differ from the oracle.
+    """
+    nodes = []
+    for node in graph.nodes:
+        rule = _ONCE.get(node.op) if node.name in names else None
+        attrs = rule(node) if rule is not None else node.attrs
+        changed = attrs is not node.attrs and not isinstance(attrs, str)
+        nodes.append(
+            Node(node.op, node.name, node.inputs, node.outputs, attrs) if changed else node
+        )
+    return graph.replace(nodes)
+
+
+def _linear_once(node: Node) -> Any:
+    made = fixed_point_linear(node, Rounding.ONCE)
+    return made if isinstance(made, str) else replace(node.attrs, requant=made)
+
+
+def _pair_once(node: Node) -> Any:
+    found = (
+        sum_rounded_once(node, node.attrs)
+        if isinstance(node.attrs, AddAttrs)
+        else product_rounded_once(node, node.attrs)
+        if isinstance(node.attrs, MulAttrs)
+        else node.attrs
+    )
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _mean_once(node: Node) -> Any:
+    return mean_of(node) if isinstance(node.attrs, AveragePool2dAttrs) else node.attrs
+
+
+_ONCE: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
+    {
+        "conv2d": _linear_once,
+        "dense": _linear_once,
+        "add": _pair_once,
+        "mul": _pair_once,
+        "average_pool2d": _mean_once,
+    }
+)
 
 
 def _linear(node: Node) -> Any:

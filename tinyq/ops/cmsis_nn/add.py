@@ -26,7 +26,7 @@ class CmsisAdd(CmsisKernel):
         """Refuses broadcasts and differences."""
         made, differences = node.attrs, Differences()
         if isinstance(made, AddAttrs):
-            found = _rounded_once(node, made)
+            found = sum_rounded_once(node, made)
             if isinstance(found, str):
                 return found
             made, differences = found
@@ -55,7 +55,7 @@ class CmsisAdd(CmsisKernel):
         )
 
 
-def _rounded_once(node: Node, attrs: AddAttrs) -> tuple[FixedPointAdd, Differences] | Refusal:
+def sum_rounded_once(node: Node, attrs: AddAttrs) -> tuple[FixedPointAdd, Differences] | Refusal:
     """The library's sum for another oracle, and where it differs."""
     if attrs.multiplier_a < 0 or attrs.multiplier_b < 0:
         return "CMSIS-NN has no subtraction"

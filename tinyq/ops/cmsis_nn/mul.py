@@ -27,7 +27,7 @@ class CmsisMul(CmsisKernel):
         """Refuses broadcasts."""
         made, differences = node.attrs, Differences()
         if isinstance(made, MulAttrs):
-            found = _rounded_once(node, made)
+            found = product_rounded_once(node, made)
             if isinstance(found, str):
                 return found
             made, differences = found
@@ -56,7 +56,7 @@ class CmsisMul(CmsisKernel):
         )
 
 
-def _rounded_once(node: Node, attrs: MulAttrs) -> tuple[FixedPointMul, Differences] | Refusal:
+def product_rounded_once(node: Node, attrs: MulAttrs) -> tuple[FixedPointMul, Differences] | Refusal:
     """The library's product for another oracle, and where it differs."""
     quants = three_quants(node)
     if isinstance(quants, str):
