@@ -56,7 +56,9 @@ class CmsisMul(CmsisKernel):
         )
 
 
-def product_rounded_once(node: Node, attrs: MulAttrs) -> tuple[FixedPointMul, Differences] | Refusal:
+def product_rounded_once(
+    node: Node, attrs: MulAttrs
+) -> tuple[FixedPointMul, Differences] | Refusal:
     """The library's product for another oracle, and where it differs."""
     quants = three_quants(node)
     if isinstance(quants, str):
