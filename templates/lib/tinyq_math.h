@@ -64,10 +64,16 @@ static inline int32_t tinyq_rescale_twice(int32_t acc, int32_t multiplier, int s
     return (high >> right) + ((high & mask) > half ? 1 : 0);
 }
 
-/* v limited to [low, high], which lie in int8. */
+/* v limited to [low, high], which lie in int8: one instruction for a limit of the type itself. */
 static inline int8_t tinyq_clamp_s8(int32_t v, int32_t low, int32_t high) {
+#if defined(__ARM_FEATURE_SAT) && defined(__thumb2__) && !defined(TINYQ_NO_ASM)
+    __asm__("ssat %0, #8, %1" : "=r"(v) : "r"(v));
+    v = low > -128 && v < low ? low : v;
+    v = high < 127 && v > high ? high : v;
+#else
     v = v < low ? low : v;
     v = v > high ? high : v;
+#endif
     return (int8_t)v;
 }
 
