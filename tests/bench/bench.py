@@ -48,9 +48,8 @@ def main() -> int:
                 if goal == "balanced" and core != "cortex-m4":
                     continue
                 print(f"{network} on {core} for {goal}", file=sys.stderr)
-                figures.append(
-                    measure(network, core, goal, layers=goal == "speed", cycles=goal == "speed")
-                )
+                fast = goal == "speed"
+                figures.append(measure(network, core, goal, layers=fast, cycles=True))
             if library:
                 theirs += _with_library(network, core)
     arguments.out.mkdir(parents=True, exist_ok=True)
