@@ -28,7 +28,7 @@ test: $(VENV)/.test system ## run all tests (TESTS=tests/cli for a part of them)
 check: lint types layers test ## what must be green before a commit: lint, types, layers, tests
 
 bench: $(VENV)/.test system ## measure the reference networks on every core (ARGS=--record to keep the figures)
-	PYTHONPATH=tests $(BIN)/python -m bench.bench $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
 
 lint: $(VENV)/.check ## ruff: rules and format
 	$(BIN)/ruff check $(SOURCES)
