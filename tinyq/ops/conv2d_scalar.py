@@ -112,7 +112,7 @@ def columns_call(name: str, node: Node, p: Conv2dParams, core: Core) -> KernelCa
         (weights_constant(node), *linear.requant_constants(linear.linear_requant_of(node))),
         scratch_bytes=_COLUMNS * (-(-volume // 4) * 4),
         instructions=int(work),
-        code_bytes=520,
+        code_bytes=470,
         in_place=(0,) if distance is not None and distance <= 0 else (),
         overlap=distance,
         includes=("tinyq_dsp.h",),
