@@ -10,6 +10,7 @@ from tinyq.ops.cmsis_nn import KERNELS as _CMSIS_NN
 from tinyq.ops.concat import Concat
 from tinyq.ops.conv2d import Conv2d
 from tinyq.ops.conv2d_dsp import Conv2dS8Dsp
+from tinyq.ops.conv2d_mve import Conv2dS8Mve, DenseS8Mve
 from tinyq.ops.conv2d_scalar import Conv2dS8Columns, DenseS8Rows, DepthwiseS8Planes
 from tinyq.ops.dense import Dense
 from tinyq.ops.dense_dsp import DenseS8Dsp
@@ -34,6 +35,8 @@ Dense.kernels += (DenseS8Rows(),)
 for _effort in EFFORTS:
     Conv2d.kernels += (DepthwiseS8Dsp(_effort), Conv2dS8Dsp(_effort))
     Dense.kernels += (DenseS8Dsp(_effort),)
+Conv2d.kernels += (Conv2dS8Mve(),)
+Dense.kernels += (DenseS8Mve(),)
 
 REGISTRY = Registry()
 for _operator in (

@@ -27,13 +27,13 @@ class Conv2dS8Dsp(Kernel):
         if refusal:
             return refusal
         weights = dsp.weights_of(node).reshape(p.out_c, -1)
-        if _takes_input_whole(p):
+        if takes_input_whole(p):
             return vector_call(self.name, weights, requant, self.effort)
         return columns_call(self.name, geometry_of(p), weights, requant, self.effort)
 
 
-def _takes_input_whole(p: Conv2dParams) -> bool:
-    """Whether there is one output pixel, and its patch is the input."""
+def takes_input_whole(p: Conv2dParams) -> bool:
+    """Whether there is one output pixel, and its patch is the input (see the product kernels)."""
     return (
         (p.out_h, p.out_w, p.groups, p.pad_top, p.pad_left) == (1, 1, 1, 0, 0)
         and (p.kernel_h, p.kernel_w) == (p.in_h, p.in_w)
