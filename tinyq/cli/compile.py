@@ -33,7 +33,8 @@ def compile_command(
         Literal["speed", "size", "balanced"], typer.Option(help="What kernels are chosen for.")
     ] = "balanced",
     oracle: Annotated[
-        Literal["ort", "cmsis-nn"], typer.Option(help="Whose arithmetic the integers follow.")
+        Literal["ort", "tflite", "cmsis-nn"],
+        typer.Option(help="Whose arithmetic the integers follow."),
     ] = "ort",
     kernels: Annotated[
         Literal["tinyq", "cmsis-nn", "auto"],
