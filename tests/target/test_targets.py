@@ -117,7 +117,14 @@ BAD = [
     ("mcus", "mps2-an386", 'kind = "ram"', 'kind = "rom"', "not one of flash, ram"),
     ("mcus", "mps2-an386", "base = 0x20000000", "base = 0x00010000", "overlap"),
     ("mcus", "mps2-an386", "size = 0x400000", "size = 0", "below 1"),
-    ("boards", "qemu-mps2-an386", "[qemu.timer]", "[qemu.clock]", "'timer' is missing"),
+    ("boards", "qemu-mps2-an386", "[qemu.timer]", "[qemu.clock]", "unknown field 'clock'"),
+    (
+        "boards",
+        "arduino-nano-33-ble",
+        "flash_offset = 0x10000",
+        "flash_offset = 0x100000",
+        "beyond",
+    ),
     ("boards", "qemu-mps2-an386", "args = []", "args = [1]", "not a list of strings"),
 ]
 

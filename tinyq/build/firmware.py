@@ -19,7 +19,6 @@ _SOURCES = ("harness.c", "port_semihosting.c", "startup.c")
 _COMMON = ("-std=c99", *WARNINGS, "-Werror", "-ffunction-sections", "-fdata-sections")
 _LINK = ("-nostartfiles", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments")
 STACK_BYTES = 64 * 1024
-_GUARD_BYTES = 16 * 1024
 _HARNESS_STACK = 512  # main, its callees and an exception frame, rounded up
 
 
@@ -31,10 +30,11 @@ def build_firmware(
     *,
     profile: bool = False,
     allow_float: bool = False,
-    stack_bytes: int = STACK_BYTES,
+    stack_bytes: int = 0,
 ) -> Artifact:
     """Compile ``network`` for ``core`` and link it for ``board`` into ``folder`` (made if missing).
 
+    ``stack_bytes`` is the room for the stack (0: what :func:`stack_room` gives the board).
     ``profile`` calls the harness around every layer. ``allow_float`` builds with the core's FPU (or
     soft float) and drops the check that no floating-point code is in the ELF. Raises TQ401 without
     a compiler, TQ402 when the code does not compile, TQ405 when it does not fit and TQ406 for
@@ -47,6 +47,7 @@ def build_firmware(
     if profile:
         flags.append("-DTINYQ_PROFILE")
     objects = _compile_network(toolchain, network, folder, flags)
+    stack_bytes = stack_bytes or stack_room(board)
     script = _write_linker_script(board, folder, stack_bytes)
     footprint = None
     if not profile:
@@ -68,6 +69,11 @@ def build_firmware(
     executable = folder / "firmware.elf"
     toolchain.link(objects, executable, [*flags, *_LINK, f"-T{script}"])
     return Artifact(network, executable.resolve(), profile, core, board, footprint)
+
+
+def stack_room(board: Board) -> int:
+    """Bytes for the stack: plenty, but no more than an eighth of a small board's RAM."""
+    return min(STACK_BYTES, board.ram.size // 8 & ~31)
 
 
 def _require_stack(footprint: Footprint, stack_bytes: int) -> None:
@@ -101,10 +107,10 @@ def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:
     text = render(
         "boot/link.ld.j2",
         title=board.title,
-        flash=board.mcu.memory("flash"),
-        ram=board.mcu.memory("ram"),
+        flash=board.flash,
+        ram=board.ram,
         stack_bytes=stack_bytes,
-        guard_bytes=_GUARD_BYTES,
+        guard_bytes=stack_bytes // 4,
     )
     script.write_text(text, encoding="utf-8")
     return script
@@ -113,7 +119,7 @@ def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:
 def _port_flags(board: Board) -> list[str]:
     """Definitions that tell the harness which timer the board has."""
     flags = ["-DTINYQ_FIRMWARE"]
-    if board.qemu is None:
+    if board.qemu is None or board.qemu.timer is None:
         return [*flags, "-DTINYQ_TIMER=TIMER_NONE"]
     timer = board.qemu.timer
     driver = timer.driver.upper().replace("-", "_")

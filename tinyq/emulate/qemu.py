@@ -40,7 +40,8 @@ class QemuRunner:
             *("-semihosting-config", "enable=on,target=native"),
             *("-kernel", str(artifact.executable)),
         ]
-        ticks = instructions_from_ticks(machine.timer.clock_hz)
+        timer = machine.timer
+        ticks = None if timer is None else instructions_from_ticks(timer.clock_hz)
         return run_files(self.name, command, artifact, samples, timeout=timeout, ticks=ticks)
 
 

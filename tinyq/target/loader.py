@@ -180,7 +180,11 @@ def read_board(file: Path, find_mcu: Callable[[str], Mcu]) -> Board:
         console=_peripheral(top.table("console")) if top.has("console") else None,
         qemu=_qemu(top.table("qemu")) if top.has("qemu") else None,
         flasher=_flasher(top.table("flasher")) if top.has("flasher") else None,
+        flash_offset=top.at_least("flash_offset", 0, 0),
+        start=top.get("start", str, ""),
     )
+    if board.flash_offset >= mcu.memory("flash").size:
+        raise top.bad(f"field 'flash_offset' is {board.flash_offset}, beyond the flash")
     top.done()
     return board
 
@@ -323,7 +327,7 @@ def _qemu(table: _Table) -> QemuMachine:
     machine = QemuMachine(
         machine=table.get("machine", str),
         args=table.strings("args", []),
-        timer=_peripheral(table.table("timer")),
+        timer=_peripheral(table.table("timer")) if table.has("timer") else None,
     )
     table.done()
     return machine

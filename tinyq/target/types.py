@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ISAS = ("scalar", "dsp", "mve")
 
@@ -132,16 +132,22 @@ class Peripheral:
 
 @dataclass(frozen=True)
 class QemuMachine:
-    """How QEMU runs a board: machine name, further arguments, and a timer to count with."""
+    """How QEMU runs a board: machine name, further arguments, and a timer to count with.
+
+    Without a timer nothing is counted.
+    """
 
     machine: str
     args: tuple[str, ...]
-    timer: Peripheral
+    timer: Peripheral | None = None
 
 
 @dataclass(frozen=True)
 class Flasher:
-    """How firmware gets onto a board: the probe, and a command in which {file} is replaced."""
+    """How firmware gets onto a board: the probe, and a command.
+
+    {file} stands for the ELF, {bin} for the raw image, {port} for the serial port.
+    """
 
     probe: str
     command: tuple[str, ...]
@@ -150,7 +156,12 @@ class Flasher:
 
 @dataclass(frozen=True)
 class Board:
-    """A board that carries one microcontroller, real or emulated."""
+    """A board that carries one microcontroller, real or emulated.
+
+    ``flash_offset`` is how many bytes of flash a loader on the board keeps for itself. ``start``
+    says what, other than a reset, starts a program whose vector table is first in flash; it is
+    empty where a reset does.
+    """
 
     name: str
     title: str
@@ -160,3 +171,18 @@ class Board:
     console: Peripheral | None = None
     qemu: QemuMachine | None = None
     flasher: Flasher | None = None
+    flash_offset: int = 0
+    start: str = ""
+
+    @property
+    def flash(self) -> Memory:
+        """Where code and constants are placed: behind the board's loader, if it has one."""
+        whole = self.mcu.memory("flash")
+        return replace(
+            whole, base=whole.base + self.flash_offset, size=whole.size - self.flash_offset
+        )
+
+    @property
+    def ram(self) -> Memory:
+        """Where variables, the arena and the stack are placed."""
+        return self.mcu.memory("ram")
