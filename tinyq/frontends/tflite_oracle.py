@@ -107,9 +107,7 @@ class TfliteEvaluator:
         operation = self.model.producer.get(island.quantize.output.name)
         if operation is None or operation.op not in ELEMENTWISE:
             return self._clamp(island, inputs)
-        sources = {source.value.name for source in island.sources.values()}
-        del sources
-        feeds = _feeds(operation, island, inputs)
+        feeds = _feeds(operation, inputs)
         shape = np.broadcast_shapes(*(a.shape for a in inputs))
         result = _run_one(self.model, operation, feeds, shape)
         return _rebased(result).reshape(shape)
@@ -122,7 +120,7 @@ class TfliteEvaluator:
         return np.clip(inputs[0], island.qmin, island.qmax).astype(np.int8)
 
 
-def _feeds(operation: Operation, island: Island, inputs: Sequence[AnyArray]) -> dict[int, AnyArray]:
+def _feeds(operation: Operation, inputs: Sequence[AnyArray]) -> dict[int, AnyArray]:
     """The stored integers to feed, by index among the operation's inputs."""
     computed = [
         k
@@ -134,7 +132,6 @@ def _feeds(operation: Operation, island: Island, inputs: Sequence[AnyArray]) -> 
     if len(distinct) != len(inputs):
         raise NotImplementedError(f"{len(inputs)} operands for {operation.op} of {len(distinct)}")
     order = dict(zip(distinct, inputs, strict=True))
-    del island
     return {
         k: _stored(order[name], operation.input(k).dtype)
         for k, name in zip(computed, names, strict=True)

@@ -175,10 +175,9 @@ def _quantize(w: OnnxWriter, op: Operation) -> None:
 
 
 def _dequantize(w: OnnxWriter, op: Operation) -> None:
-    real = w.real(op.input(0))
+    w.real(op.input(0))
     w.nodes[-1].output[0] = op.name
     w.nodes[-1].name = op.name
-    del real
 
 
 # --- pools and reductions -------------------------------------------------------------------------
@@ -272,8 +271,7 @@ def _split_v(w: OnnxWriter, op: Operation) -> None:
 
 def _emit_split(w: OnnxWriter, op: Operation, x: Tensor, axis: int) -> None:
     sizes = np.asarray([t.shape[axis] for t in op.outputs], np.int64)
-    node = w.emit("Split", [w.integers(x), w.constant(sizes)], op.name, axis=axis % len(x.shape))
-    del node
+    w.emit("Split", [w.integers(x), w.constant(sizes)], op.name, axis=axis % len(x.shape))
     w.nodes[-1].output.extend(t.name for t in op.outputs[1:])
 
 
