@@ -96,6 +96,43 @@ def test_unknown_board_is_refused(load: object) -> None:
         load("nucleo-x")  # type: ignore[operator]
 
 
+# board, core, first address and KiB of flash for programs, the same of RAM: from the makers' sheets
+BOARDS = [
+    ("stm32f4-discovery", "cortex-m4", 0x08000000, 1024, 0x20000000, 128),
+    ("nucleo-l4r5zi", "cortex-m4", 0x08000000, 2048, 0x20000000, 640),
+    ("nucleo-f446re", "cortex-m4", 0x08000000, 512, 0x20000000, 128),
+    ("nucleo-h743zi", "cortex-m7", 0x08000000, 2048, 0x24000000, 512),
+    ("nucleo-f767zi", "cortex-m7", 0x08000000, 2048, 0x20000000, 512),
+    ("nucleo-l552ze-q", "cortex-m33", 0x08000000, 512, 0x20000000, 256),
+    ("nucleo-u575zi-q", "cortex-m33", 0x08000000, 2048, 0x20000000, 768),
+    ("b-l475e-iot01a", "cortex-m4", 0x08000000, 1024, 0x20000000, 96),
+    ("nrf52840-dk", "cortex-m4", 0x00000000, 1024, 0x20000000, 256),
+    ("arduino-nano-33-ble", "cortex-m4", 0x00010000, 960, 0x20000000, 256),
+    ("microbit-v1", "cortex-m0", 0x00000000, 256, 0x20000000, 16),
+    ("microbit-v2", "cortex-m4", 0x00000000, 512, 0x20000000, 128),
+    ("raspberry-pi-pico", "cortex-m0plus", 0x10000100, 2047, 0x20000000, 264),
+    ("raspberry-pi-pico-2", "cortex-m33", 0x10000000, 4096, 0x20000000, 520),
+    ("seeed-xiao-samd21", "cortex-m0plus", 0x00002000, 248, 0x20000000, 32),
+    ("seeed-xiao-nrf52840", "cortex-m4", 0x00027000, 868, 0x20000000, 256),
+    ("teensy-4.1", "cortex-m7", 0x60002000, 7928, 0x20200000, 512),
+    ("apollo4p-evb", "cortex-m4", 0x00018000, 1952, 0x10000000, 2816),
+    ("netduinoplus2", "cortex-m4", 0x08000000, 1024, 0x20000000, 128),
+    ("olimex-stm32-h405", "cortex-m4", 0x08000000, 1024, 0x20000000, 128),
+    ("stm32vldiscovery", "cortex-m3", 0x08000000, 128, 0x20000000, 8),
+    ("qemu-mps3-an547", "cortex-m55", 0x10000000, 512, 0x31000000, 2048),
+]
+
+
+@pytest.mark.parametrize(("name", "core", "flash", "flash_kib", "ram", "ram_kib"), BOARDS)
+def test_board_memories(
+    name: str, core: str, flash: int, flash_kib: int, ram: int, ram_kib: int
+) -> None:
+    board = load_board(name)
+    assert board.mcu.core == core
+    assert (board.flash.base, board.flash.size // 1024) == (flash, flash_kib)
+    assert (board.ram.base, board.ram.size) == (ram, ram_kib * 1024)
+
+
 def test_every_file_is_valid_and_every_number_has_a_source() -> None:
     for board in map(load_board, board_names()):
         assert board.mcu.core in CORES

@@ -146,7 +146,7 @@ class QemuMachine:
 class Flasher:
     """How firmware gets onto a board: the probe, and a command.
 
-    {file} stands for the ELF, {bin} for the raw image, {port} for the serial port.
+    {file} stands for the ELF, {bin} and {hex} for the images, {port} for the serial port.
     """
 
     probe: str
