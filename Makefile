@@ -14,7 +14,7 @@ WORKERS ?= 2
 TESTS ?= tests
 SOURCES := tinyq tests examples
 
-.PHONY: help demo test check bench lint types layers format transcript wheel clean system
+.PHONY: help demo test test-tflite check bench lint types layers format transcript wheel clean system
 
 help: ## list what matters
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ demo: $(VENV)/.demo system ## train a digits network, compile it, run it on an e
 
 test: $(VENV)/.test system ## run all tests (TESTS=tests/cli for a part of them)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-tflite: $(VENV)/.tflite system ## the tests that need TensorFlow, which is 600 MB
+	$(BIN)/python -m pytest -q tests/frontends/test_tflite.py
 
 check: lint types layers test ## what must be green before a commit: lint, types, layers, tests
 
@@ -65,6 +68,10 @@ $(VENV)/.demo: requirements/run.txt requirements/demo.txt pyproject.toml | $(VEN
 
 $(VENV)/.test: requirements/test.txt $(VENV)/.demo
 	$(PIP) -r requirements/test.txt
+	@touch $@
+
+$(VENV)/.tflite: requirements/tflite.txt $(VENV)/.test
+	$(PIP) -r requirements/tflite.txt
 	@touch $@
 
 $(VENV)/.check: requirements/check.txt $(VENV)/.test

@@ -158,6 +158,12 @@ def _libraries(options: CompileOptions) -> Libraries | None:
 
     if options.kernels == "tinyq":
         return None
+    if options.oracle == "tflite":
+        raise error(
+            "TQ303",
+            f"--kernels {options.kernels} with --oracle tflite",
+            "CMSIS-NN rounds in its own way: use --oracle cmsis-nn, or --oracle ort.",
+        )
     find_cmsis_nn(options.cmsis_nn)
     rounding = "once" if options.oracle == "ort" else "twice"
     return Libraries(rounding, preferred=options.kernels == "cmsis-nn")

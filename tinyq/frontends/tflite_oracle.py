@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyq.errors import error
 from tinyq.frontends.tflite import Operation, Tensor, TfliteModel, schema, tensorflow
 from tinyq.ir import AnyArray, Graph, Value
 from tinyq.ops.lowering import Island
@@ -116,7 +117,13 @@ class TfliteEvaluator:
         """A fused activation after an operator that only moves data: the grid stays."""
         (source,) = island.sources.values()
         if island.nodes or source.quant != island.quant:
-            raise NotImplementedError(f"no reference of {island.name} for one element")
+            raise error(
+                "TQ203",
+                "a tensor is requantized inside an operator that moves data",
+                "Give its inputs and output one scale and zero point, or use --oracle ort.",
+                node=island.name,
+                operator="TFLite",
+            )
         return np.clip(inputs[0], island.qmin, island.qmax).astype(np.int8)
 
 
@@ -130,7 +137,7 @@ def _feeds(operation: Operation, inputs: Sequence[AnyArray]) -> dict[int, AnyArr
     names = [operation.input(k).name for k in computed]
     distinct = list(dict.fromkeys(names))
     if len(distinct) != len(inputs):
-        raise NotImplementedError(f"{len(inputs)} operands for {operation.op} of {len(distinct)}")
+        raise AssertionError(f"{len(inputs)} operands for {operation.op} of {len(distinct)}")
     order = dict(zip(distinct, inputs, strict=True))
     return {
         k: _stored(order[name], operation.input(k).dtype)

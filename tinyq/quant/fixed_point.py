@@ -160,39 +160,3 @@ def mean_multiplier(x_scale: float, y_scale: float, count: int) -> tuple[int, in
     multiplier, shift = quantize_multiplier(x_scale / y_scale)
     extra = min(count.bit_length() - 1, 32, 31 + shift)
     return (multiplier << extra) // count, shift - extra
-
-
-def add_pairs(
-    a: tuple[float, int], b: tuple[float, int], y: tuple[float, int], sign: int,
-    qmin: int = -128, qmax: int = 127,
-) -> Int64:  # fmt: skip
-    """ADD (sign 1) or SUB (-1) of every pair of int8: int64 [256, 256], rows a = -128..127.
-
-    a, b, y: (scale, zero point). Operands are brought to one scale with 20 more bits, added and
-    rescaled; each step rounds twice.
-    """
-    codes = np.arange(-128, 128, dtype=np.int64)
-    twice = 2.0 * max(a[0], b[0])
-    scaled = []
-    for (scale, zero), factor in ((a, 1), (b, sign)):
-        multiplier, shift = quantize_multiplier(scale / twice)
-        scaled.append(multiply((codes - zero) << 20, factor * multiplier, shift, Rounding.TWICE))
-    multiplier, shift = quantize_multiplier(twice / (2.0**20 * y[0]))
-    total = scaled[0][:, None] + scaled[1][None, :]
-    levels = multiply(total, multiplier, shift, Rounding.TWICE) + y[1]
-    return np.clip(levels, qmin, qmax)
-
-
-def mul_pairs(
-    a: tuple[float, int], b: tuple[float, int], y: tuple[float, int], rounding: Rounding,
-    qmin: int = -128, qmax: int = 127,
-) -> Int64:  # fmt: skip
-    """MUL of every pair of int8: int64 [256, 256], rows a = -128..127; (scale, zero point) each.
-
-    The real multiplier is a product and a quotient in float32.
-    """
-    codes = np.arange(-128, 128, dtype=np.int64)
-    real = np.float32(a[0]) * np.float32(b[0]) / np.float32(y[0])
-    multiplier, shift = quantize_multiplier(float(real))
-    product = (codes[:, None] - a[1]) * (codes[None, :] - b[1])
-    return np.clip(multiply(product, multiplier, shift, rounding) + y[1], qmin, qmax)
