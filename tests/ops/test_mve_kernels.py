@@ -36,6 +36,26 @@ def conv_cases() -> list[Conv]:
     return cases
 
 
+def depthwise_cases() -> list[Conv]:
+    """Channels around the vector's, rows and columns, strides up to the kernel, borders."""
+    cases = []
+    for i in range(36):
+        kernel = ((3, 3), (3, 3), (1, 5), (2, 2), (7, 1), (5, 3))[i % 6]
+        stride = ((1, 1), (2, 2), (1, 2), (2, 1), (3, 1), (1, 3))[i % 6]
+        dilation = (1, 1) if i % 4 else (2, 1 + i % 3 // 2)
+        pads = (i % 2, 0, 0, 0) if 1 in kernel else PADS[(i // 6 + i) % 4]
+        pads = (0, *pads[1:]) if kernel[0] == 1 else pads
+        channels = CHANNELS[i * 3 % 14]
+        height = 1 if kernel[0] == 1 else (kernel[0] - 1) * dilation[0] + 1 + i % 4
+        width = 1 if kernel[1] == 1 else (kernel[1] - 1) * dilation[1] + 1 + i % 9
+        cases.append(
+            Conv(height, width, channels, channels, kernel, stride, dilation, pads,
+                 groups=channels, **common(i))
+        )  # fmt: skip
+    cases.append(Conv(4, 5, 128, 128, (3, 3), pads=(1, 1, 1, 1), groups=128))
+    return cases
+
+
 def dense_cases() -> list[DenseCase]:
     """One row and several; inputs and outputs around the lengths of vectors and blocks."""
     cases = []
@@ -54,6 +74,8 @@ def test_cortex_m55(tmp_path: Path) -> None:
     table = Table()
     for i, case in enumerate(conv_cases()):
         table.conv("conv2d_s8_mve", case, i % 3)
+    for i, case in enumerate(depthwise_cases()):
+        table.conv("depthwise_s8_mve", case, i % 3)
     for i, dense in enumerate(dense_cases()):
         table.dense("dense_s8_mve", dense, i % 3)
     assert table.wrong("cortex-m55", "qemu", tmp_path) == []

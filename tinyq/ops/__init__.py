@@ -12,15 +12,22 @@ from tinyq.ops.conv2d import Conv2d
 from tinyq.ops.conv2d_dsp import Conv2dS8Dsp
 from tinyq.ops.conv2d_mve import Conv2dS8Mve, DenseS8Mve
 from tinyq.ops.conv2d_scalar import Conv2dS8Columns, DenseS8Rows, DepthwiseS8Planes
-from tinyq.ops.dense import Dense
+from tinyq.ops.dense import Dense, DenseS8
 from tinyq.ops.dense_dsp import DenseS8Dsp
 from tinyq.ops.depthwise_dsp import DepthwiseS8Dsp
-from tinyq.ops.dsp import EFFORTS
+from tinyq.ops.depthwise_mve import DepthwiseS8Mve
+from tinyq.ops.dsp import EFFORTS, SHORT
 from tinyq.ops.extremum import Extremum
 from tinyq.ops.lut import Lut
 from tinyq.ops.matmul import MatMul
 from tinyq.ops.max_pool2d import MaxPool2d
 from tinyq.ops.mul import Mul
+from tinyq.ops.packed import (
+    Conv2dS8DspPacked,
+    Conv2dS8Packed,
+    DenseS8DspPacked,
+    WholePacked,
+)
 from tinyq.ops.pad import Pad
 from tinyq.ops.rebase import Rebase
 from tinyq.ops.reshape import Reshape
@@ -35,8 +42,15 @@ Dense.kernels += (DenseS8Rows(),)
 for _effort in EFFORTS:
     Conv2d.kernels += (DepthwiseS8Dsp(_effort), Conv2dS8Dsp(_effort))
     Dense.kernels += (DenseS8Dsp(_effort),)
-Conv2d.kernels += (Conv2dS8Mve(),)
+Conv2d.kernels += (Conv2dS8Mve(), DepthwiseS8Mve())
 Dense.kernels += (DenseS8Mve(),)
+
+Conv2d.kernels += (
+    Conv2dS8Packed(), Conv2dS8DspPacked(),
+    WholePacked(DepthwiseS8Planes(), "depthwise_s8_packed"),
+    WholePacked(DepthwiseS8Dsp(SHORT), "depthwise_s8_dsp_packed"),
+)  # fmt: skip
+Dense.kernels += (WholePacked(DenseS8(), "dense_s8_packed"), DenseS8DspPacked())
 
 REGISTRY = Registry()
 for _operator in (
