@@ -162,7 +162,7 @@ def assert_differs_on_halves_alone(model: Model, count: int) -> None:
         if not wrong.any():
             continue
         assert quantizer is not None, "a kernel that onnxruntime computes in integers differs"
-        real = model.real(x, quantizer.input[0]) / np.float64(quant.scale)
+        real = np.asarray(model.real(x, quantizer.input[0]), np.float64) / quant.scale
         from_half = np.abs(real - np.floor(real) - 0.5)
         assert np.all(from_half[wrong != 0] < 1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from onnx import helper, numpy_helper
 
 Array = npt.NDArray[np.generic]
 Shape = tuple[int | str, ...]
+Real = float | np.floating[Any] | Array
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
 
@@ -46,12 +48,12 @@ class Qdq:
         self.constants.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def op(self, op: str, *inputs: str, domain: str = "", **attributes: object) -> str:
+    def op(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """A node of one output."""
         return self.ops(op, 1, *inputs, domain=domain, **attributes)[0]
 
     def ops(
-        self, op: str, count: int, *inputs: str, domain: str = "", **attributes: object
+        self, op: str, count: int, *inputs: str, domain: str = "", **attributes: Any
     ) -> list[str]:
         """A node of ``count`` outputs, named after its operator."""
         results = [self.fresh(op.lower()) for _ in range(count)]
@@ -67,13 +69,13 @@ class Qdq:
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
-    def scale(self, scale: float | Array, zero: int | Array, dtype: str = "") -> tuple[str, str]:
+    def scale(self, scale: Real, zero: int | Array, dtype: str = "") -> tuple[str, str]:
         """Names of a scale and a zero point."""
         zeros = np.asarray(zero, dtype or self.dtype)
         return self.const(np.asarray(scale, np.float32)), self.const(zeros)
 
-    def dq(self, value: str, scale: float | Array, zero: int | Array = 0, dtype: str = "",
-           **attributes: object) -> str:  # fmt: skip
+    def dq(self, value: str, scale: Real, zero: int | Array = 0, dtype: str = "",
+           **attributes: Any) -> str:  # fmt: skip
         """The reals of integers."""
         return self.op("DequantizeLinear", value, *self.scale(scale, zero, dtype), **attributes)
 
@@ -89,14 +91,14 @@ class Qdq:
         """Reals rounded to a grid."""
         return self.dq(self.q(value, scale, zero, dtype), scale, zero, dtype)
 
-    def weights(self, array: Array, scale: float | Array, axis: int = 0) -> str:
+    def weights(self, array: Array, scale: Real, axis: int = 0) -> str:
         """The reals of int8 weights, one scale or one an index of ``axis``."""
         per_channel = np.asarray(scale).ndim > 0
         zero = np.zeros(np.shape(scale), np.int8)
         attributes = {"axis": axis} if per_channel else {}
         return self.dq(self.const(array.astype(np.int8)), scale, zero, "int8", **attributes)
 
-    def bias(self, array: Array, scale: float | Array) -> str:
+    def bias(self, array: Array, scale: Real) -> str:
         """The reals of an int32 bias."""
         zero = np.zeros(np.shape(scale), np.int32)
         attributes = {"axis": 0} if np.asarray(scale).ndim > 0 else {}

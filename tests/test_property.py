@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ BATCHES = int(os.environ.get("TINYQ_PROPERTY_EXAMPLES", "12"))
 GRAPHS = 16
 INPUTS = 6
 
+Shape = tuple[int, ...]
 ENDS = {"int8": (-128, 127), "uint8": (0, 255)}
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17])
 SCALES = st.floats(-5.0, 0.0).map(lambda e: float(np.float32(10.0**e)))
@@ -84,7 +86,7 @@ def conv(draw: st.DrawFn) -> Qdq:
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     pads = [draw(st.integers(0, e - 1)) for e in extent * 2]
     spatial = [max(1, draw(SIZES), e - p) for e, p in zip(extent, pads, strict=False)]
-    attributes: dict[str, object] = {
+    attributes: dict[str, Any] = {
         "strides": [draw(st.integers(1, 3)) for _ in range(rank)], "dilations": dilations,
         "group": groups,
     }  # fmt: skip
@@ -152,7 +154,7 @@ def pool(draw: st.DrawFn) -> Qdq:
     spatial = [max(draw(SIZES), k) for k in kernel]
     x_scale, zero = draw(SCALES | DYADIC), zero_point(draw, b.dtype)
     x = b.x((1, draw(SIZES), *spatial), x_scale, zero)
-    attributes: dict[str, object] = {}
+    attributes: dict[str, Any] = {}
     if op != "GlobalAveragePool":
         strides = [draw(st.integers(1, 3)) for _ in range(2)]
         attributes = {"kernel_shape": kernel, "strides": strides, "pads": pads}
@@ -166,33 +168,127 @@ def pool(draw: st.DrawFn) -> Qdq:
     return b
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """Reals on a grid."""
+
+    name: str
+    shape: Shape
+    scale: float
+    zero: int
+
+
+MOVEMENT = {"MaxPool", "Transpose", "Slice", "Pad"}
+
+
+def chain(draw: st.DrawFn) -> Qdq:
+    """Several layers, every tensor quantized: layout, lifetimes and in-place are at work.
+
+    No tensor is quantized twice in a row: onnxruntime's optimizer joins two such pairs into one of
+    another scale, which is not what the model says.
+    """
+    b = Qdq(draw(st.sampled_from(["int8", "uint8"])))
+    shape = (1, draw(st.integers(1, 6)), draw(st.integers(3, 7)), draw(st.integers(3, 7)))
+    zero = zero_point(draw, b.dtype)
+    seen = [Tensor(b.x(shape, 0.05, zero), shape, 0.05, zero)]
+    for _ in range(draw(st.integers(2, 6))):
+        x = seen[-1] if draw(st.integers(0, 3)) else draw(st.sampled_from(seen))
+        y, shape, factor = step(draw, b, x, seen)
+        if b.nodes[-1].op_type in MOVEMENT:
+            scale, zero = x.scale, x.zero
+        else:
+            scale = float(np.float32(0.05 * factor))
+            # A Relu costs no levels, as quantizers choose it: onnxruntime then fuses it.
+            fused = b.nodes[-1].op_type == "Relu"
+            zero = ENDS[b.dtype][0] if fused else zero_point(draw, b.dtype)
+        integers = b.q(y, scale, zero)
+        if draw(st.integers(0, 3)) == 0:
+            b.output(integers)
+        seen.append(Tensor(b.dq(integers, scale, zero), shape, scale, zero))
+    last = seen[-1]
+    w = b.weights(drawn_weights(draw, (5, int(np.prod(last.shape)))), 0.01)
+    flat = b.qdq(b.op("Flatten", last.name), last.scale, last.zero)
+    return b.end(b.op("Gemm", flat, w, transB=1), 0.3)
+
+
+def step(draw: st.DrawFn, b: Qdq, source: Tensor, seen: list[Tensor]) -> tuple[str, Shape, float]:
+    """One layer on ``source``: its reals, their shape, and how much larger they are."""
+    x, shape = source.name, source.shape
+    n, c, h, w = shape
+    alike = [t.name for t in seen if t.shape == shape]
+    joinable = [t for t in seen if (t.shape[0], *t.shape[2:]) == (n, h, w)]
+    kind = draw(st.sampled_from(
+        ["conv", "depthwise", "add", "mul", "concat", "max", "transpose", "slice", "pad", "table"]
+    ))  # fmt: skip
+    if kind == "conv":
+        out, k = draw(st.integers(1, 6)), draw(st.sampled_from([1, 3]))
+        weights = b.weights(drawn_weights(draw, (out, c, k, k)), 0.01)
+        y = b.op("Conv", x, weights, pads=[k // 2] * 4)
+        return (b.op("Relu", y) if draw(st.booleans()) else y), (n, out, h, w), 2.0 * k
+    if kind == "depthwise":
+        weights = b.weights(drawn_weights(draw, (c, 1, 3, 3)), 0.01)
+        return b.op("Conv", x, weights, group=c, pads=[1] * 4), shape, 3.0
+    if kind in ("add", "mul"):
+        other = draw(st.sampled_from(alike))
+        return b.op(kind.capitalize(), x, other), shape, 1.5 if kind == "add" else 3.0
+    if kind == "concat":
+        joined = draw(st.sampled_from(joinable))
+        shape = (n, c + joined.shape[1], h, w)
+        return b.op("Concat", x, joined.name, axis=1), shape, 1.1
+    if kind == "max":
+        return b.op("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4), shape, 1.0
+    if kind == "transpose":
+        perm = draw(st.permutations([1, 2, 3]))
+        return b.op("Transpose", x, perm=[0, *perm]), (n, *(shape[k] for k in perm)), 1.0
+    if kind == "slice" and c > 1:
+        bounds = [b.const(v) for v in ((c - 1,), (0,), (1,), (-1,))]
+        return b.op("Slice", x, *bounds), (n, c - 1, h, w), 1.0
+    if kind == "pad" and h < 10:
+        return b.op("Pad", x, b.const((0, 0, 1, 0, 0, 1, 0, 2))), (n, c + 1, h + 1, w + 2), 1.0
+    return b.op("Sigmoid", x), shape, 0.1
+
+
 KINDS: dict[str, Callable[[st.DrawFn], Qdq]] = {
     "conv": conv, "dense": dense, "elementwise": elementwise, "pool": pool,
+    "chain": chain,
 }  # fmt: skip
 
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Qdq:
-    kind = draw(st.sampled_from(["conv", "conv", "dense", "elementwise", "pool"]))
+    kind = draw(st.sampled_from(["conv", "conv", "dense", "elementwise", "pool", "chain", "chain"]))
     return KINDS[kind](draw)
+
+
+def exact(model: Model) -> bool:
+    """Whether every requantization is proved to equal onnxruntime's."""
+    found = [getattr(node.attrs, "requant", None) for node in model.graph.nodes]
+    return all(requant is None or requant.exact for requant in found)
 
 
 def tolerated(model: Model, inputs: dict[str, AnyArray]) -> npt.NDArray[np.bool_]:
     """Outputs at which onnxruntime is free to differ from the reference by one.
 
-    Layers whose proof counts accumulators that differ, and means over a window, which onnxruntime
-    computes in float32: there the result lies on a half, as near as float32 sums are exact.
+    Layers whose proof counts accumulators that differ; means over a window, and layers before a
+    Relu that is not fused, which onnxruntime computes in float32: there the result lies on a half,
+    as near as float32 sums are exact.
     """
-    (value,) = model.graph.outputs
+    value = model.graph.outputs[0]
     for node in model.graph.nodes:
         requant = getattr(node.attrs, "requant", None)
         if requant is not None and not requant.exact and node.op in ("conv2d", "dense"):
             return np.ones(value.type.shape, bool)
+        if node.op in ("conv2d", "dense") and "Relu" in {n.op_type for n in model.proto.graph.node}:
+            # A Relu above the output's lowest level is not fused: the layer runs in float32.
+            real = np.asarray(model.real(inputs, model.proto.graph.node[-1].input[0]), np.float64)
+            assert value.type.quant is not None
+            real /= value.type.quant.scale
+            return np.abs(real - np.floor(real) - 0.5) <= 1e-3
         if isinstance(node.attrs, AveragePool2dAttrs) and node.attrs.rule != "image":
             quant, taps = value.type.quant, np.prod(node.attrs.window.kernel_hw)
             assert quant is not None
             name = model.proto.graph.node[-1].input[0]
-            real = model.real(inputs, name) / np.float64(quant.scale)
+            real = np.asarray(model.real(inputs, name), np.float64) / quant.scale
             # Every addition of a float32 sum of `taps` numbers errs by 2^-24 of it at most.
             error = (taps + 3) * 255 * node.attrs.x.scale / quant.scale * 2.0**-24
             return np.abs(real - np.floor(real) - 0.5) <= error
@@ -205,7 +301,9 @@ def compare(model: Model, instance: Instance, x: dict[str, AnyArray], graph: str
     assert count_different(run_c(instance, model.graph, x), wanted) == 0, f"C: {graph}"
     given_by_ort = model.oracle(x)
     TALLY.outputs += wanted[0].size
-    if count_different(wanted, given_by_ort):
+    if count_different(wanted[1:], given_by_ort[1:]):
+        assert not exact(model), f"reference: {graph}"
+    elif count_different(wanted, given_by_ort):
         gap = wanted[0].astype(int) - given_by_ort[0]
         assert np.abs(gap).max() <= 1, f"reference: {graph}"
         assert not np.any((gap != 0) & ~tolerated(model, x)), f"reference: {graph}"

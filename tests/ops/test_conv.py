@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,14 @@ from agreement import assert_c, assert_reference, assert_refused, models_of
 from qdq import Qdq
 
 X_SCALE, W_SCALE = 0.031, 0.0072
-SAME = {"auto_pad": "SAME_UPPER"}
+SAME: dict[str, Any] = {"auto_pad": "SAME_UPPER"}
 
 
 def conv(
     shape: tuple[int, ...] = (1, 3, 7, 6), out: int = 5, kernel: tuple[int, ...] = (3, 3),
     *, group: int = 1, dtype: str = "int8", zero: int = 5, y_scale: float = 0.11, y_zero: int = -7,
     per_channel: bool = False, bias: str = "int32", relu: str = "", symbolic: bool = False,
-    ones: bool = False, **attributes: object,
+    ones: bool = False, **attributes: Any,
 ) -> Qdq:  # fmt: skip
     """A Conv of random weights. ``bias``: int32, float or none; ``relu``: Relu, Relu6 or empty."""
     b = Qdq(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ X_SCALE, W_SCALE = 0.021, 0.0093
 def gemm(
     depth: int = 13, out: int = 6, *, dtype: str = "int8", zero: int = 4, y_scale: float = 0.13,
     y_zero: int = -11, bias: str = "int32", per_channel: bool = False, relu: bool = False,
-    rows: int = 1, **attributes: object,
+    rows: int = 1, **attributes: Any,
 ) -> Qdq:  # fmt: skip
     """A Gemm of random weights; ``bias`` is int32, float, scalar, other (another scale) or none."""
     b = Qdq(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def qlinear(op: str, dtype: str = "int8", shape: Shape = (1, 3, 4, 5)) -> Qdq:
 
 def with_table(op: str, *inputs: AnyArray | float, dtype: str = "int8", scale: float = 0.05,
                y_scale: float = 0.03, domain: str = "", opset: int = 17,
-               **attributes: object) -> Qdq:  # fmt: skip
+               **attributes: Any) -> Qdq:  # fmt: skip
     """A function of one tensor; ``inputs`` are its constant operands."""
     b = Qdq(dtype, opset)
     zero = 131 if dtype == "uint8" else 3
@@ -91,7 +92,7 @@ def with_table(op: str, *inputs: AnyArray | float, dtype: str = "int8", scale: f
     return b.end(y, y_scale, zero - 5)
 
 
-def qlinear_table(op: str, dtype: str = "int8", **attributes: object) -> Qdq:
+def qlinear_table(op: str, dtype: str = "int8", **attributes: Any) -> Qdq:
     b = Qdq(dtype)
     zero = 128 if dtype == "uint8" else 0
     inputs = [b.input((1, 300)), *b.scale(0.04, zero + 9), *b.scale(0.01, zero - 20)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ Shape = tuple[int, ...]
 
 def move(
     op: str, shape: Shape = (1, 4, 6, 5), *inputs: tuple[int, ...], dtype: str = "int8",
-    same: bool = True, opset: int = 17, **attributes: object,
+    same: bool = True, opset: int = 17, **attributes: Any,
 ) -> Qdq:  # fmt: skip
     """One operator between two quantizers, of one grid or of two."""
     b = Qdq(dtype, opset)
@@ -26,14 +27,14 @@ def move(
     return b.end(y, 0.05 if same else 0.08, zero if same else zero + 13)
 
 
-def integers(op: str, shape: Shape, *inputs: tuple[int, ...], **attributes: object) -> Qdq:
+def integers(op: str, shape: Shape, *inputs: tuple[int, ...], **attributes: Any) -> Qdq:
     """The same on integers, without quantizers."""
     b = Qdq("uint8")
     b.output(b.op(op, b.input(shape), *(b.const(v) for v in inputs), **attributes))
     return b
 
 
-def after_conv(op: str, *inputs: tuple[int, ...], **attributes: object) -> Qdq:
+def after_conv(op: str, *inputs: tuple[int, ...], **attributes: Any) -> Qdq:
     """Between two convolutions: the layout pass has to carry it through channels-last."""
     b = Qdq()
     rng = np.random.default_rng(1)
@@ -129,7 +130,7 @@ def pad(pads: Shape, value: float | None = None, shape: Shape = (1, 2, 4, 3), ze
 
 def resize(
     shape: Shape = (1, 3, 4, 5), *, scales: tuple[float, ...] = (1, 1, 2, 2),
-    sizes: Shape | None = None, **attributes: object,
+    sizes: Shape | None = None, **attributes: Any,
 ) -> Qdq:  # fmt: skip
     b = Qdq()
     x = b.x(shape, 0.05, 3)
@@ -140,7 +141,7 @@ def resize(
     return b.end(b.op("Resize", *inputs, mode="nearest", **attributes), 0.05, 3)
 
 
-FLOOR = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+FLOOR: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 CASES: dict[str, Callable[[], Qdq]] = {
     "reshape": partial(move, "Reshape", (1, 4, 6, 5), (1, 24, 5)),
     "reshape_zero": partial(move, "Reshape", (2, 4, 6, 5), (0, -1, 10)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +24,14 @@ Shape = tuple[int, ...]
 def pool(  # the parameters of a pool
     op: str, shape: Shape = (1, 3, 7, 9), *, dtype: str = "int8", zero: int = 11,
     y_scale: float = 0.043, y_zero: int = -7, relu: bool = False, opset: int = 17,
-    **attributes: object,
+    **attributes: Any,
 ) -> Qdq:  # fmt: skip
     b = Qdq(dtype, opset)
     y = b.op(op, b.x(shape, 0.031, zero), **attributes)
     return b.end(b.op("Relu", y) if relu else y, y_scale, y_zero)
 
 
-def max_pool(shape: Shape = (1, 3, 7, 9), *, same: bool = True, **attributes: object) -> Qdq:
+def max_pool(shape: Shape = (1, 3, 7, 9), *, same: bool = True, **attributes: Any) -> Qdq:
     """MaxPool between equal quantizations, or other ones."""
     b = Qdq()
     y = b.op("MaxPool", b.x(shape, 0.031, 11), **attributes)
@@ -59,7 +60,7 @@ def mean(
     return b.end(b.op("Relu", y) if relu else y, 0.013, 9)
 
 
-def after_conv(op: str, **attributes: object) -> Qdq:
+def after_conv(op: str, **attributes: Any) -> Qdq:
     """A pool behind a convolution: no transpose stays between them."""
     b = Qdq()
     rng = np.random.default_rng(4)
@@ -69,7 +70,7 @@ def after_conv(op: str, **attributes: object) -> Qdq:
     return b.end(y, 0.06 if op == "MaxPool" else 0.03, -128)
 
 
-def qlinear_pool(op: str, dtype: str = "int8", **attributes: object) -> Qdq:
+def qlinear_pool(op: str, dtype: str = "int8", **attributes: Any) -> Qdq:
     b = Qdq(dtype)
     zero = 128 if dtype == "uint8" else 0
     inputs = [b.input((1, 3, 6, 7)), *b.scale(0.031, zero + 9), *b.scale(0.027, zero - 20)]
@@ -95,9 +96,9 @@ def qlinear_softmax(dtype: str = "int8", opset: int = 17) -> Qdq:
     return b
 
 
-TWO = {"kernel_shape": [2, 2]}
-THREE = {"kernel_shape": [3, 3], "strides": [2, 2]}
-COUNTED = {"count_include_pad": 1}
+TWO: dict[str, Any] = {"kernel_shape": [2, 2]}
+THREE: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2]}
+COUNTED: dict[str, Any] = {"count_include_pad": 1}
 CASES: dict[str, Callable[[], Qdq]] = {
     "max": partial(max_pool, **TWO),
     "max_strided": partial(max_pool, **THREE),
