@@ -236,7 +236,7 @@ def add_conv(program: Program, case: Conv, rng: np.random.Generator) -> None:
         "ops/conv_s8_dsp.c.j2", fn=fn, mm=mm, h=case.h, w=case.w, c=case.c, oh=oh, ow=ow, o=case.o,
         kh=case.k[0], kw=case.k[1], sh=case.s[0], sw=case.s[1], dh=case.d[0], dw=case.d[1],
         pt=case.pads[0], pl=case.pads[1], in_zp=case.zp, groups=case.groups, fixes=fixes,
-        group_bytes=groups[0].size,
+        group_bytes=groups[0].size, blocks=1,
     )  # fmt: skip
     scratch = packing.conv_scratch_bytes(k4, cg * case.k[0] * case.k[1], case.o)
     program.case(
@@ -296,7 +296,13 @@ def add_dense(program: Program, case: Dense, rng: np.random.Generator) -> None:
     )  # fmt: skip
     fn = f"dense_{len(program.names)}"
     program.functions[fn] = render(
-        "ops/dense_s8_dsp.c.j2", fn=fn, mv=mv, k=case.k, direct=case.direct, fixes=fixes
+        "ops/dense_s8_dsp.c.j2",
+        fn=fn,
+        mv=mv,
+        k=case.k,
+        direct=case.direct,
+        fixes=fixes,
+        block=0,
     )
     if case.direct:
         program.functions[f"{fn}_case"] = _IGNORES_SCRATCH.replace("FN", fn)

@@ -54,26 +54,40 @@ def render_functions(layers: Sequence[Layer]) -> tuple[list[Function], list[str 
     with several they are numbered from 1.
     """
     rendered: dict[object, str] = {}
-    inner, outer = _Texts(), _Texts()
-    keys = [
-        [(c.role, inner.add(c.kernel, _render(c.template, c.params, {}, rendered)))
-         for c in layer.call.cores]
-        for layer in layers
-    ]  # fmt: skip
-    cores = inner.functions()
+    outer = _Texts()
+    simple, simple_names = _cores(layers, [{} for _ in layers], rendered, calls_others=False)
+    nested, nested_names = _cores(layers, simple_names, rendered, calls_others=True)
     used: list[tuple[str, int] | None] = []
-    for layer, roles in zip(layers, keys, strict=True):
+    for layer, names, more in zip(layers, simple_names, nested_names, strict=True):
         call = layer.call
         if call.alias:
             used.append(None)
             continue
-        names = {role: cores[key].name for role, key in roles}
-        used.append(outer.add(call.kernel, _render(call.template, call.params, names, rendered)))
+        roles = {**names, **more}
+        used.append(outer.add(call.kernel, _render(call.template, call.params, roles, rendered)))
     functions = outer.functions()
     return (
-        [*cores.values(), *functions.values()],
+        [*simple, *nested, *functions.values()],
         [None if key is None else functions[key].name for key in used],
     )
+
+
+def _cores(
+    layers: Sequence[Layer], known: Sequence[Mapping[str, str]], rendered: dict[object, str],
+    *, calls_others: bool,
+) -> tuple[list[Function], list[dict[str, str]]]:  # fmt: skip
+    """The inner functions of one kind, and for every layer their names by role.
+
+    ``known``: for every layer the names of those that they call.
+    """
+    texts = _Texts()
+    keys = [
+        [(c.role, texts.add(c.kernel, _render(c.template, c.params, names, rendered)))
+         for c in layer.call.cores if c.calls_others is calls_others]
+        for layer, names in zip(layers, known, strict=True)
+    ]  # fmt: skip
+    made = texts.functions()
+    return list(made.values()), [{role: made[key].name for role, key in of} for of in keys]
 
 
 def _render(

@@ -41,13 +41,16 @@ class InnerFunction:
     """A further C function that a kernel's own one calls: its inner part.
 
     The name it gets in the generated file reaches the caller's template as the variable ``role``.
-    Layers whose cores have the same text share them, also where the callers differ.
+    Layers whose cores have the same text share them, also where the callers differ. With
+    ``calls_others`` its template calls the cores without, by their roles; its ``kernel`` must then
+    differ from the names of outer functions and other cores.
     """
 
     role: str
     kernel: str
     template: str
     params: Any
+    calls_others: bool = False
 
 
 @dataclass(frozen=True)

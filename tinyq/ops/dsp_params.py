@@ -58,7 +58,10 @@ class VectorParams(NamedParams):
 
 @dataclass(frozen=True)
 class ColumnsParams(NamedParams):
-    """``ops/conv_s8_dsp.c.j2`` (variable ``mm``: the product)."""
+    """``ops/conv_s8_dsp.c.j2`` (variable ``mm``: the product).
+
+    ``blocks`` above 1: a call computes one block of o / blocks channels, see packed_s8.c.j2.
+    """
 
     h: int
     w: int
@@ -78,15 +81,20 @@ class ColumnsParams(NamedParams):
     groups: int = 1
     group_bytes: int = 0
     fixes: Corrections = ()
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
 class VectorDenseParams(NamedParams):
-    """``ops/dense_s8_dsp.c.j2`` (variable ``mv``: the product); ``direct``: without scratch."""
+    """``ops/dense_s8_dsp.c.j2`` (variable ``mv``: the product); ``direct``: without scratch.
+
+    ``block`` above 0: a call computes so many channels, see packed_s8.c.j2.
+    """
 
     k: int
     direct: bool
     fixes: Corrections
+    block: int = 0
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,13 @@ _MOST_CHANNELS = 2040
 
 
 def columns_call(
-    name: str, geometry: ColumnsParams, weights: Weights, requant: Requant, effort: Effort
-) -> KernelCall | Refusal:
-    """A convolution with weights [O, K] in OHWI order; ``geometry`` lacks fixes and group_bytes."""
+    name: str, geometry: ColumnsParams, weights: Weights, requant: Requant, effort: Effort,
+    layout: MatmulMode | None = None,
+) -> KernelCall | Refusal:  # fmt: skip
+    """A convolution with weights [O, K] in OHWI order; ``geometry`` lacks fixes and group_bytes.
+
+    ``layout`` of the weights, by default the fastest.
+    """
     g = geometry
     if g.o > _MOST_CHANNELS:
         return f"more than {_MOST_CHANNELS} output channels"
@@ -48,7 +52,7 @@ def columns_call(
     if k4 > _LONGEST_COLUMN:
         return f"patches of more than {_LONGEST_COLUMN} values"
     by_group = weights.reshape(g.groups, group_out, -1)
-    mode = dsp.mode_for(by_group, weights.shape[1], effort)
+    mode = layout or dsp.mode_for(by_group, weights.shape[1], effort)
     packed = [pack_matmul(w, order, mode) for w in by_group]
     unroll = dsp.largest_unroll(k4 // 4, effort.steps)
     inside = _inside(g)
@@ -79,14 +83,15 @@ def columns_call(
 
 
 def vector_call(
-    name: str, weights: Weights, requant: Requant, effort: Effort
-) -> KernelCall | Refusal:
+    name: str, weights: Weights, requant: Requant, effort: Effort,
+    layout: MatmulMode | None = None,
+) -> KernelCall | Refusal:  # fmt: skip
     """One vector by weights [O, K]."""
     channels, inputs = weights.shape
     k4 = -(-inputs // 4) * 4
     if k4 > _LONGEST_VECTOR:
         return f"more than {_LONGEST_VECTOR} inputs"
-    mode: MatmulMode = dsp.mode_for(weights[None], inputs, effort)
+    mode: MatmulMode = layout or dsp.mode_for(weights[None], inputs, effort)
     unroll = dsp.largest_unroll(k4 // 4, effort.steps)
     direct = inputs > _LONGEST_EXPANDED and inputs % 4 == 0
     params = VectorDenseParams(inputs, direct, dsp.corrections_of(requant))

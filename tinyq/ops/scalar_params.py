@@ -20,9 +20,13 @@ class ProductParams:
 
 @dataclass(frozen=True)
 class ColumnsParams:
-    """``ops/columns_s8.c.j2`` (variable ``product``: the product of two columns)."""
+    """``ops/columns_s8.c.j2`` (variable ``product``: the product of two columns).
+
+    ``blocks`` above 1: a call computes one block of the channels, see packed_s8.c.j2.
+    """
 
     shape: Conv2dParams
+    blocks: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,35 @@
+"""Parameters of the kernels that read packed weights: what ``p`` is in their templates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class UnpackParams:
+    """``ops/unpack_codes.c.j2``; ``mixed``: two channels in a halfword, see pack_matmul."""
+
+    bits: int
+    mixed: bool
+
+
+@dataclass(frozen=True)
+class PackedParams:
+    """``ops/packed_s8.c.j2``: ``blocks`` of ``channels`` outputs; constants: codes, int8 levels
+    [2 ** bits], then what the inner kernel takes after its weights.
+
+    ``turns`` of the unpacking function fill ``weight_bytes`` from ``code_bytes``. ``shifts``: there
+    is one shift a channel. ``advances``: the inner kernel takes the block's requantization.
+    """
+
+    bits: int
+    mixed: bool
+    blocks: int
+    channels: int
+    table_bytes: int
+    weight_bytes: int
+    code_bytes: int
+    turns: int
+    shifts: bool
+    inner_scratch: bool
+    advances: bool
