@@ -22,6 +22,10 @@
     __asm__("vmov %q0[" #lane "+2], %q0[" #lane "], %1, %2" : "+w"(v) : "r"(low), "r"(high))
 #endif
 
+/* Loads through `pointer` stay behind the computation of `vector`: else they come so early that vectors
+ * have to be kept on the stack. */
+#define TINYQ_MVE_AFTER(pointer, vector) __asm__("" : "+r"(pointer), "+w"(vector))
+
 /* count bytes; reads and writes nothing outside. */
 TINYQ_MVE_INLINE void tinyq_mve_copy(int8_t *to, const int8_t *from, int32_t count) {
     while (count >= 16) {
