@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tinyq.cli.compile import parse_shapes
 from tinyq.cli.console import Json, guarded, show, show_json
+
+if TYPE_CHECKING:
+    from tinyq.report.encodings import LayerEncoding
 
 
 @guarded
@@ -25,8 +29,8 @@ def inspect_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print a model as text, or the report of a compiled folder."""
-    from tinyq.api import inspect_model
+    """Print a model as text with its weights' encodings, or the report of a compiled folder."""
+    from tinyq.api import CompileOptions, inspect_model, lower_model
 
     if model.is_dir():
         from tinyq.report.network import network_report
@@ -35,8 +39,20 @@ def inspect_command(
         manifest = read_manifest(model)
         show_json(manifest) if as_json else show(network_report(manifest))
         return
-    text = inspect_model(model, stage, parse_shapes(shape or ()))
-    if as_json:
-        show_json({"model": str(model), "stage": stage, "text": text})
+    shapes = parse_shapes(shape or ())
+    if stage == "qdq":
+        text = inspect_model(model, stage, shapes)
+        encodings: tuple[LayerEncoding, ...] = ()
     else:
-        typer.echo(text, nl=False)
+        from tinyq.ir import to_text
+        from tinyq.report.encodings import encoding_table, layer_encodings
+
+        graph, _, _ = lower_model(model, CompileOptions("", shapes=shapes))
+        text, encodings = to_text(graph), layer_encodings(graph)
+    if as_json:
+        weights = [asdict(layer) for layer in encodings]
+        show_json({"model": str(model), "stage": stage, "text": text, "weights": weights})
+        return
+    typer.echo(text, nl=False)
+    if encodings:
+        show(encoding_table(encodings))
