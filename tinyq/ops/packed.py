@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyq.ir import Node, Value
+from tinyq.ir import AnyArray, Node, Value
 from tinyq.ops import dsp, linear
 from tinyq.ops.base import InnerFunction, Kernel, KernelCall, PackedConstant, Refusal
 from tinyq.ops.conv2d import conv2d_params
@@ -34,6 +34,9 @@ _TURN = {1: 32, 2: 16, 3: 8, 4: 8, 5: 8}
 
 _UNPACK = {1: 1.7, 2: 1.8, 3: 2.8, 4: 2.3, 5: 4.5}
 """Instructions a weight, counted on cortex-m4 with arm-none-eabi-gcc 12.2 -O2."""
+
+_ARMV6M = 2
+"""Times as many there."""
 
 _CODE_BYTES = 220
 _BLOCK_DSP = 20_480
@@ -83,7 +86,7 @@ class _Inner:
         return divides and self.data.size // count <= self.limit
 
 
-def _packed_call(name: str, encoding: Encoding, inner: _Inner) -> KernelCall | Refusal:
+def _packed_call(name: str, encoding: Encoding, inner: _Inner, core: Core) -> KernelCall | Refusal:
     """The call of the wrapper."""
     call, blocks = inner.call, inner.blocks()
     if blocks == 0:
@@ -91,7 +94,8 @@ def _packed_call(name: str, encoding: Encoding, inner: _Inner) -> KernelCall | R
     values = _values(inner.data, inner.mixed).reshape(blocks, -1)
     params, codes = _stored(encoding, inner, values)
     inner_params, cores = inner.blocked(blocks) if inner.blocked else (call.params, call.cores)
-    work = call.instructions + _UNPACK[encoding.bits] * values.size + 40 * blocks
+    each = _UNPACK[encoding.bits] * (1 if core.long_multiply else _ARMV6M)
+    work = call.instructions + each * values.size + 40 * blocks
     work += (9 * 4**encoding.bits if params.table_bytes else 0) + (blocks - 1) * inner.again
     parts = f" in {blocks} blocks" if blocks > 1 else ""
     alone = blocks == 1
@@ -101,7 +105,7 @@ def _packed_call(name: str, encoding: Encoding, inner: _Inner) -> KernelCall | R
         "ops/packed_s8.c.j2",
         params,
         (
-            PackedConstant("codes", codes, "uint8_t"),
+            PackedConstant("codes", codes, params.code_type),
             PackedConstant("levels", np.asarray(encoding.levels, np.int8), "int8_t"),
             *call.constants[1:],
         ),
@@ -121,14 +125,16 @@ def _packed_call(name: str, encoding: Encoding, inner: _Inner) -> KernelCall | R
     )
 
 
-def _stored(encoding: Encoding, inner: _Inner, values: Int8) -> tuple[PackedParams, Codes]:
+def _stored(encoding: Encoding, inner: _Inner, values: Int8) -> tuple[PackedParams, AnyArray]:
     """Parameters of the wrapper, and the codes of weights [blocks, ...]."""
     blocks, count = values.shape
     turn = _TURN[encoding.bits]
     turns = -(-count // turn)
     codes = np.zeros((blocks, turns * turn), np.uint8)
     codes[:, :count] = _codes(encoding, values)
-    packed = np.concatenate([pack(row, encoding.bits) for row in codes])
+    packed: AnyArray = np.concatenate([pack(row, encoding.bits) for row in codes])
+    if encoding.bits in (1, 2, 4):
+        packed = packed.view("<u4")
     params = PackedParams(
         bits=encoding.bits,
         mixed=inner.mixed,
@@ -136,7 +142,8 @@ def _stored(encoding: Encoding, inner: _Inner, values: Int8) -> tuple[PackedPara
         channels=inner.channels // blocks,
         table_bytes=2 * 4**encoding.bits if encoding.bits < MOST_BITS else 0,
         weight_bytes=turns * turn,
-        code_bytes=packed.size // blocks,
+        code_type=f"{packed.dtype}_t",
+        block_codes=packed.size // blocks,
         turns=turns,
         shifts=len(inner.call.constants) > 2,
         inner_scratch=inner.call.scratch_bytes > 0,
@@ -199,7 +206,7 @@ class Conv2dS8DspPacked(Kernel):
 
         gather = p.out_h * p.out_w * (1.6 * core_function.params.k4 + 30)
         inner = _Inner(call, p.out_c, blocked, layout == "mixed", True, _BLOCK_DSP, 2, gather)
-        return _packed_call(self.name, encoding, inner)
+        return _packed_call(self.name, encoding, inner, core)
 
 
 class DenseS8DspPacked(Kernel):
@@ -228,7 +235,7 @@ class DenseS8DspPacked(Kernel):
             return inner, (replace(core_function, params=product),)
 
         inner = _Inner(call, channels, blocked, layout == "mixed", True, _BLOCK, 4)
-        return _packed_call(self.name, encoding, inner)
+        return _packed_call(self.name, encoding, inner, core)
 
 
 class Conv2dS8Packed(Kernel):
@@ -255,7 +262,7 @@ class Conv2dS8Packed(Kernel):
         gather = 40 + 12 * p.kernel_h + volume * (0.6 if p.in_c % 4 == 0 else 5)
         gather *= p.out_h * p.out_w
         inner = _Inner(call, p.out_c, blocked, False, False, _BLOCK, 1, gather)
-        return _packed_call(self.name, encoding, inner)
+        return _packed_call(self.name, encoding, inner, core)
 
 
 class WholePacked(Kernel):
@@ -274,4 +281,5 @@ class WholePacked(Kernel):
         call = self.kernel.plan(node, core)
         if isinstance(call, str):
             return call
-        return _packed_call(self.name, encoding, _Inner(call, node.input(1).type.shape[0]))
+        inner = _Inner(call, node.input(1).type.shape[0])
+        return _packed_call(self.name, encoding, inner, core)

@@ -18,7 +18,8 @@ class PackedParams:
     """``ops/packed_s8.c.j2``: ``blocks`` of ``channels`` outputs; constants: codes, int8 levels
     [2 ** bits], then what the inner kernel takes after its weights.
 
-    ``turns`` of the unpacking function fill ``weight_bytes`` from ``code_bytes``. ``shifts``: there
+    ``turns`` of the unpacking function fill ``weight_bytes`` from the ``block_codes`` elements of a
+    block. ``shifts``: there
     is one shift a channel. ``advances``: the inner kernel takes the block's requantization.
     """
 
@@ -28,7 +29,8 @@ class PackedParams:
     channels: int
     table_bytes: int
     weight_bytes: int
-    code_bytes: int
+    code_type: str
+    block_codes: int
     turns: int
     shifts: bool
     inner_scratch: bool
