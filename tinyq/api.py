@@ -14,11 +14,15 @@ from tinyq.errors import TinyqError, error
 if TYPE_CHECKING:
     import onnx
 
+    from tinyq.build.fit import BoardFit
     from tinyq.codegen import Program
     from tinyq.codegen.program import Library
+    from tinyq.export import Package, Source
     from tinyq.ir import Graph
     from tinyq.plan import MemoryPlan
+    from tinyq.plan.limits import Limits
     from tinyq.select import Libraries, Schedule
+    from tinyq.target import Core
     from tinyq.verification.profile import Profile
     from tinyq.verification.verify import Progress, Subject, VerifyOptions, VerifyReport
 
@@ -39,9 +43,10 @@ class CompileOptions:
     ``cmsis-nn`` (CMSIS-NN's functions wherever they fit) or ``auto`` (whichever costs less, never
     one that can differ from the oracle). cmsis_nn: the library's folder, by default CMSIS_NN_DIR.
     ram, flash: most bytes of arena and of constants and code (``32K``; '' without limit).
+    board: a board's name: it implies the target, and its memories are limits too.
     """
 
-    target: str
+    target: str = ""
     name: str = ""
     optimize: str = "balanced"
     oracle: str = "ort"
@@ -51,6 +56,7 @@ class CompileOptions:
     cmsis_nn: str = ""
     ram: str = ""
     flash: str = ""
+    board: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +126,8 @@ def compile_model(
 ) -> Compiled:
     """Compile ``model`` in memory. Raises TinyqError with everything that is wrong."""
     from tinyq.codegen import GenerateOptions, generate
-    from tinyq.plan.limits import Limits, fit, parse_bytes
+    from tinyq.plan.limits import fit
     from tinyq.select import Goal
-    from tinyq.target import load_core
 
     tell = progress or _silent
     path = Path(model)
@@ -130,9 +135,9 @@ def compile_model(
     _one_of("oracle", options.oracle, ORACLES)
     _one_of("io", options.io, IO)
     _one_of("kernels", options.kernels, KERNELS)
-    limits = Limits(*(parse_bytes(text) if text else None for text in (options.ram, options.flash)))
+    limits = _limits(options)
     libraries = _libraries(options)
-    core = load_core(options.target)
+    core = target_core(options.target, options.board)
     name = options.name or default_name(path)
     tell("lowering to integers", 0, 1)
     graph, notes, proto = lower_model(path, options)
@@ -149,6 +154,32 @@ def compile_model(
     )
     program = generate(schedule, memory, name, generate_options)
     return Compiled(graph, schedule, memory, program, notes)
+
+
+def target_core(target: str, board: str = "") -> Core:
+    """The core of a target string, or the board's. Raises TQ301, and TQ304 when they differ."""
+    from tinyq.target import load_board, load_core
+
+    if not board:
+        return load_core(target)
+    carried = load_board(board).mcu.core
+    core = load_core(target or carried)
+    if core.name != carried:
+        raise error("TQ304", f"'{board}' has a {carried}, the target is {core.target}")
+    return core
+
+
+def _limits(options: CompileOptions) -> Limits:
+    """The limits asked for, and those of the board less what start-up and stack take at least."""
+    from tinyq.build.fit import room
+    from tinyq.plan.limits import Limits, parse_bytes
+    from tinyq.target import load_board
+
+    ram, flash = (parse_bytes(text) if text else None for text in (options.ram, options.flash))
+    if not options.board:
+        return Limits(ram, flash)
+    space = room(load_board(options.board))
+    return Limits(min(ram or space.ram, space.ram), min(flash or space.flash, space.flash))
 
 
 def _libraries(options: CompileOptions) -> Libraries | None:
@@ -251,7 +282,80 @@ def verify(
     from tinyq.verification.verify import verify as run
 
     chosen = options or Options()
+    if chosen.board:
+        check_board(folder, chosen.board)
     return run(open_folder(Path(folder), chosen.layers), chosen, progress)
+
+
+def check_board(folder: Path | str, board: str) -> BoardFit:
+    """Build a compiled folder for its core and compare what it takes with the board's memories.
+
+    Raises TQ304 for a board with another core, TQ803 when it does not fit, TQ401 and TQ402.
+    """
+    from tinyq.build import load_network
+    from tinyq.build.fit import check_fit
+    from tinyq.target import load_board
+
+    network = load_network(Path(folder))
+    core = target_core(network.target, board)
+    with tempfile.TemporaryDirectory(prefix="tinyq-fit-") as name:
+        return check_fit(network, core, load_board(board), Path(name))
+
+
+def export(
+    folder: Path | str,
+    form: str,
+    output: Path | str | None = None,
+    *,
+    board: str = "",
+    samples: int = 3,
+    seed: int = 0,
+    package: Package | None = None,
+) -> Path:
+    """Make a package of an ecosystem (``form``) from a compiled folder; returns its folder.
+
+    ``board`` names the board of a ``bare`` export. Up to ``samples`` golden samples with this seed
+    go into it. Raises TQ303, TQ304, TQ503, TQ701 and TQ704.
+    """
+    from tinyq.export import Package, Source, golden_samples
+    from tinyq.verification.verify import read_manifest
+
+    path = Path(folder)
+    manifest = read_manifest(path)
+    shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+    options = CompileOptions(manifest["target"], oracle=manifest["oracle"], shapes=shapes)
+    graph, _, _ = lower_model(path / manifest["model"], options)
+    source = Source(
+        files={file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()},
+        manifest=manifest,
+        core=target_core(manifest["target"], board),
+        golden=golden_samples(graph, samples, seed),
+        package=package or Package(),
+    )
+    return _write_export(source, form, Path(output or f"{path.resolve().name}-{form}"), board)
+
+
+def export_compiled(compiled: Compiled, form: str, output: Path | str, board: str = "") -> Path:
+    """As :func:`export`, of a network that was just compiled."""
+    from tinyq.export import Source, golden_samples
+
+    program = compiled.program
+    source = Source(
+        files=program.files,
+        manifest=program.manifest,
+        core=target_core(program.manifest["target"], board),
+        golden=golden_samples(compiled.graph),
+    )
+    return _write_export(source, form, Path(output), board)
+
+
+def _write_export(source: Source, form: str, output: Path, board: str) -> Path:
+    from tinyq.codegen.folder import write_files
+    from tinyq.export import export_files
+    from tinyq.target import load_board
+
+    write_files(export_files(source, form, load_board(board) if board else None), output)
+    return output
 
 
 def profile_kernels(

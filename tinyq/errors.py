@@ -146,12 +146,16 @@ _register(
     "Use one of the names that `tinyq inspect MODEL` lists.",
 )
 _register(
-    "TQ108", 3, "an optional package is missing",
+    "TQ108",
+    3,
+    "an optional package is missing",
     "Reading this kind of model needs a package that is not installed with tinyq by itself.",
     "Install the extra: pip install 'tinyq[tflite]'",
 )
 _register(
-    "TQ109", 3, "invalid TensorFlow Lite model",
+    "TQ109",
+    3,
+    "invalid TensorFlow Lite model",
     "The file parses, but an operator lacks an input that it needs, or the file holds no graph.",
     "Convert the model again.",
 )
@@ -221,6 +225,13 @@ _register(
     "An option's value is not one of those accepted, or two options exclude each other.",
     "See `tinyq COMMAND --help`.",
 )
+_register(
+    "TQ304",
+    5,
+    "board has another core",
+    "The folder was compiled for another core than the board has, or --target names another.",
+    "Compile with --board alone: it implies the target.",
+)
 # --- 4xx: toolchains and emulators ----------------------------------------------------------------
 _register(
     "TQ401",
@@ -265,13 +276,17 @@ _register(
     "Please report it with the model; --io float is the only option that allows float code.",
 )
 _register(
-    "TQ407", 6, "CMSIS-NN not found",
+    "TQ407",
+    6,
+    "CMSIS-NN not found",
     "Kernels of CMSIS-NN were asked for, or a network calls them, and its folder is not known.",
     "Name its folder with --cmsis-nn DIR or CMSIS_NN_DIR (and that of cmsis_compiler.h with "
     "CMSIS_CORE_DIR).",
 )
 _register(
-    "TQ408", 6, "CMSIS-NN lacks a function",
+    "TQ408",
+    6,
+    "CMSIS-NN lacks a function",
     "The CMSIS-NN that was found does not have a function that a kernel calls.",
     "Use a newer CMSIS-NN; docs/cmsis-nn.md lists the versions that were tested.",
 )
@@ -370,6 +385,14 @@ _register(
     "A file could not be written: the disk is full, read-only, or permission is missing.",
     "Make room or choose another place; temporary files go where TMPDIR points.",
 )
+_register(
+    "TQ704",
+    9,
+    "the format cannot bring a library",
+    "The network calls a library of yours, such as CMSIS-NN, that a package of this format has no "
+    "place for.",
+    "Use --format cmake, or compile with --kernels tinyq.",
+)
 # --- 8xx: memory limits ---------------------------------------------------------------------------
 _register(
     "TQ801",
@@ -384,6 +407,13 @@ _register(
     "flash limit exceeded",
     "The constants and code are larger than --flash allows, whichever kernels are chosen.",
     "Use fewer weights or fewer bits, or allow more.",
+)
+_register(
+    "TQ803",
+    10,
+    "board too small",
+    "Code, constants, the arena and the stack take more than the board's flash or RAM has.",
+    "Compile with --optimize size, use a smaller network, or choose a board with more memory.",
 )
 # --- 6xx: quantizing a float model (601 to 629) ----------------------------------------------------
 _register(

@@ -13,13 +13,13 @@ from tinyq.build.stack import read_callgraph
 from tinyq.build.toolchain import WARNINGS, Toolchain, arm_toolchain
 from tinyq.codegen.environment import render
 from tinyq.errors import error
-from tinyq.target import Board, Core
+from tinyq.target import Board, Core, load_board
 
 _SOURCES = ("harness.c", "port_semihosting.c", "startup.c")
 _COMMON = ("-std=c99", *WARNINGS, "-Werror", "-ffunction-sections", "-fdata-sections")
 _LINK = ("-nostartfiles", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments")
 STACK_BYTES = 64 * 1024
-_HARNESS_STACK = 512  # main, its callees and an exception frame, rounded up
+HARNESS_STACK = 512  # main, its callees and an exception frame, rounded up
 
 
 def build_firmware(
@@ -71,13 +71,28 @@ def build_firmware(
     return Artifact(network, executable.resolve(), profile, core, board, footprint)
 
 
+def measure_network(network: Network, core: Core, folder: Path) -> Footprint:
+    """What ``network`` takes on ``core``, built in ``folder``; raises as :func:`build_firmware`.
+
+    It is linked for the emulated board that stands for the core, which has memory enough.
+    """
+    toolchain = arm_toolchain()
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = [*core.flags, *_COMMON, *network.cflags]
+    objects = _compile_network(toolchain, network, folder, flags)
+    script = _write_linker_script(load_board(core.board), folder, STACK_BYTES)
+    return _measure(
+        toolchain, network, core, objects=objects, script=script, flags=flags, allow_float=False
+    )
+
+
 def stack_room(board: Board) -> int:
     """Bytes for the stack: plenty, but no more than an eighth of a small board's RAM."""
     return min(STACK_BYTES, board.ram.size // 8 & ~31)
 
 
 def _require_stack(footprint: Footprint, stack_bytes: int) -> None:
-    needed = footprint.stack_bound_bytes + _HARNESS_STACK
+    needed = footprint.stack_bound_bytes + HARNESS_STACK
     if needed > stack_bytes:
         raise error(
             "TQ405",

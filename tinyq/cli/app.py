@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from tinyq.cli.compile import compile_command
+from tinyq.cli.export import export_command
 from tinyq.cli.inspect import inspect_command
-from tinyq.cli.listings import explain_command, ops_command, targets_command
+from tinyq.cli.listings import boards_command, explain_command, ops_command, targets_command
 from tinyq.cli.profile import profile_command
 from tinyq.cli.quantize import quantize_command, sensitivity_command
 from tinyq.cli.verify import verify_command
@@ -47,10 +48,12 @@ for _name, _verb in (
     ("compile", compile_command),
     ("verify", verify_command),
     ("profile", profile_command),
+    ("export", export_command),
     ("quantize", quantize_command),
     ("sensitivity", sensitivity_command),
     ("inspect", inspect_command),
     ("targets", targets_command),
+    ("boards", boards_command),
     ("ops", ops_command),
     ("explain", explain_command),
 ):

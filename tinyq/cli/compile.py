@@ -16,12 +16,28 @@ Target = Annotated[
 ]
 
 
+Board = Annotated[
+    str, typer.Option(help="Board: implies the core, and limits the memory (`tinyq boards`).")
+]
+Format = Annotated[
+    Literal[
+        "", "make", "cmake", "arduino", "platformio", "zephyr", "cmsis-pack", "esp-idf", "bare"
+    ],
+    typer.Option(
+        "--format",
+        help="Write a package instead: make, cmake, arduino, platformio, zephyr, cmsis-pack, "
+        "esp-idf, bare (`tinyq export`).",
+        metavar="FORMAT",
+    ),
+]
+
+
 @guarded
 def compile_command(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="A quantized ONNX or TFLite file.")
     ],
-    target: Target,
+    target: Target = "",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder; by default the model's name."),
@@ -54,6 +70,8 @@ def compile_command(
     flash: Annotated[
         str, typer.Option(metavar="128K", help="Most flash for constants and code.")
     ] = "",
+    board: Board = "",
+    form: Format = "",
     shape: Annotated[
         list[str] | None,
         typer.Option(metavar="INPUT=1,49,10,1", help="Fix the shape of an input; repeatable."),
@@ -62,9 +80,11 @@ def compile_command(
     as_json: Json = False,
 ) -> None:
     """Compile a quantized ONNX model to a folder of C99, and report on it."""
-    from tinyq.api import CompileOptions, compile_model
+    from tinyq.api import CompileOptions, compile_model, export_compiled
     from tinyq.codegen import write_program
 
+    if not target and not board:
+        raise typer.BadParameter("Missing option '--target' / '-t' (or '--board').")
     options = CompileOptions(
         target=target,
         name=name,
@@ -76,11 +96,15 @@ def compile_command(
         cmsis_nn=cmsis_nn,
         ram=ram,
         flash=flash,
+        board=board,
     )
     with progress(quiet or as_json) as tell:
         compiled = compile_model(model, options, tell)
     folder = output or Path(compiled.program.name)
-    write_program(compiled.program, folder)
+    if form:
+        export_compiled(compiled, form, folder, board)
+    else:
+        write_program(compiled.program, folder)
     manifest = compiled.program.manifest
     if as_json:
         show_json({"directory": str(folder), **manifest})
@@ -88,7 +112,8 @@ def compile_command(
         from tinyq.report.network import network_report
 
         show(network_report(manifest))
-        typer.echo(f"Written to {folder}. Next: tinyq verify {folder}")
+        following = f"see {folder / 'README.md'}" if form else f"tinyq verify {folder}"
+        typer.echo(f"Written to {folder}. Next: {following}")
 
 
 def parse_shapes(texts: list[str] | tuple[()]) -> dict[str, tuple[int, ...]]:

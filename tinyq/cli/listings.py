@@ -34,6 +34,34 @@ def targets_command(as_json: Json = False) -> None:
 
 
 @guarded
+def boards_command(as_json: Json = False) -> None:
+    """List the boards, with the memory that a program may use on each."""
+    from tinyq.target import board_names, load_board
+
+    boards = [load_board(name) for name in board_names()]
+    if as_json:
+        entries = [
+            {
+                **dataclasses.asdict(board),
+                "flash_bytes": board.flash.size,
+                "ram_bytes": board.ram.size,
+            }
+            for board in boards
+        ]
+        show_json({"boards": entries})
+        return
+    table = _table("board", "title", "core", "MHz", "flash", "RAM", "QEMU", "probe")
+    for board in boards:
+        table.add_row(
+            board.name, board.title, board.mcu.core, f"{board.clock_hz / 1e6:g}",
+            f"{board.flash.size // 1024} KiB", f"{board.ram.size // 1024} KiB",
+            board.qemu.machine if board.qemu else "-",
+            board.flasher.probe if board.flasher else "-",
+        )  # fmt: skip
+    show(table)
+
+
+@guarded
 def ops_command(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table as it stands in the README.")

@@ -43,6 +43,10 @@ def verify_command(
     target: Annotated[
         str, typer.Option(help="Run on another core than the folder was compiled for.")
     ] = "",
+    board: Annotated[
+        str,
+        typer.Option(help="Check that it fits this board, and run on QEMU's model of it, if any."),
+    ] = "",
     sanitize: Annotated[
         bool, typer.Option("--sanitize", help="With the host: build with ASan and UBSan.")
     ] = False,
@@ -69,6 +73,7 @@ def verify_command(
         target=target,
         sanitize=sanitize,
         timeout=timeout,
+        board=board,
     )
     with progress(quiet or as_json) as tell:
         report = verify(folder, options, tell)

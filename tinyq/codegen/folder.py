@@ -1,10 +1,11 @@
-"""Writes a Program, all or nothing."""
+"""Writes a folder of generated files, all or nothing."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tinyq.codegen.program import GENERATOR, MANIFEST, Program
@@ -12,7 +13,14 @@ from tinyq.errors import error
 
 
 def write_program(program: Program, folder: Path) -> None:
+    """Put the program's files into ``folder``, as :func:`write_files` does."""
+    write_files(program.files, folder)
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
     """Put the files into ``folder``, replacing an empty folder or one that tinyq wrote.
+
+    One of them is the manifest, which marks the folder as tinyq's.
 
     The files are written beside it first and moved at the end, so that a failure leaves nothing
     half-written. Raises TQ701 when the folder has other contents or cannot be written.
@@ -25,7 +33,7 @@ def write_program(program: Program, folder: Path) -> None:
     except OSError as problem:
         raise error("TQ701", str(problem), file=str(folder)) from problem
     try:
-        _write(program, staging / "new")
+        _write(files, staging / "new")
         if folder.exists():
             folder.rename(staging / "old")
         try:
@@ -40,8 +48,8 @@ def write_program(program: Program, folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write(program: Program, folder: Path) -> None:
-    for path, content in program.files.items():
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    for path, content in files.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

@@ -17,6 +17,7 @@ from tinyq.build import Network, load_network
 from tinyq.emulate.network import NetworkRun, RunOptions, run_network
 from tinyq.errors import error
 from tinyq.ir import AnyArray, Graph, Origin
+from tinyq.target import load_board
 from tinyq.verification.compare import Comparison, compare
 from tinyq.verification.reference import interpret
 from tinyq.verification.report import LayerReport, VerifyReport
@@ -43,7 +44,8 @@ class VerifyOptions:
     """How to verify. ``samples`` is a file or folder; without one, ``random`` samples of ``seed``.
 
     ``target`` replaces the compiled folder's own; ``sanitize`` builds the host's C with ASan and
-    UBSan; ``timeout`` is in seconds an emulated run.
+    UBSan; ``timeout`` is in seconds an emulated run. ``board`` names a board whose own emulated
+    machine runs the firmware, if it has one.
     """
 
     emulator: str = "qemu"
@@ -55,6 +57,7 @@ class VerifyOptions:
     target: str = ""
     sanitize: bool = False
     timeout: float = 1800.0
+    board: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +100,18 @@ def verify(
             emulator=options.emulator,
             layers=options.layers,
             target=options.target,
+            board=_machine(options.board),
             sanitize=options.sanitize,
             timeout=options.timeout,
         ),
     )
     tell(f"building and running on {options.emulator}", 1, 1)
     return _report(subject, options, samples, labels, expected, reference, run, start)
+
+
+def _machine(board: str) -> str:
+    """``board`` where QEMU has a model of it, else the machine that stands for its core."""
+    return board if board and load_board(board).qemu is not None else ""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -139,9 +148,7 @@ def _one(subject: Subject, samples: SampleSet, index: int) -> dict[str, AnyArray
     }
 
 
-def _run_oracle(
-    subject: Subject, samples: SampleSet, tell: Progress
-) -> dict[str, list[AnyArray]]:
+def _run_oracle(subject: Subject, samples: SampleSet, tell: Progress) -> dict[str, list[AnyArray]]:
     """Outputs [n, ...] of the oracle and of every gap oracle, by name."""
     results: dict[str, list[AnyArray]] = {}
     oracles = {subject.oracle_name: subject.oracle, **subject.gaps}

@@ -1,0 +1,163 @@
+"""Every board's firmware is built and measured; where QEMU has a model of the board, it runs."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+from pathlib import Path
+
+import export_models
+import onnx
+import pytest
+from builds import STRICT, run
+from elftools.elf.elffile import ELFFile
+
+import tinyq
+from tinyq.api import check_board, export
+from tinyq.build.fit import START_FLASH, START_STACK
+from tinyq.errors import TinyqError
+from tinyq.target import Board, board_names, load_board
+from tinyq.verification.verify import VerifyOptions
+
+pytestmark = pytest.mark.qemu
+
+
+@functools.cache
+def machines() -> frozenset[str]:
+    listed = run("qemu-system-arm", "-M", "help", cwd=Path())
+    return frozenset(line.split()[0] for line in listed.splitlines()[1:])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory):
+    """Compiled folders of the small network, one a core."""
+    place = tmp_path_factory.mktemp("compiled")
+    onnx.save(export_models.small(), place / "small.onnx")
+
+    @functools.cache
+    def folder(target: str) -> Path:
+        tinyq.compile(place / "small.onnx", output=place / target, target=target)
+        return place / target
+
+    return folder
+
+
+def memory_used(elf: Path) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Address ranges that are loaded, and those that are occupied at run time."""
+    with elf.open("rb") as stream:
+        segments = [s for s in ELFFile(stream).iter_segments() if s["p_type"] == "PT_LOAD"]
+        loaded = [(s["p_paddr"], s["p_paddr"] + s["p_filesz"]) for s in segments if s["p_filesz"]]
+        run_time = [(s["p_vaddr"], s["p_vaddr"] + s["p_memsz"]) for s in segments]
+    return loaded, run_time
+
+
+def inside(span: tuple[int, int], board: Board) -> bool:
+    return any(m.base <= span[0] and span[1] <= m.end for m in (board.flash, board.ram))
+
+
+@pytest.mark.parametrize("name", board_names())
+def test_bare_firmware_of_every_board(compiled, tmp_path: Path, name: str) -> None:
+    board = load_board(name)
+    folder = compiled(board.mcu.core)
+    export(folder, "bare", tmp_path, board=name, samples=1)
+    run("make", f"CFLAGS=-O2 {' '.join(STRICT)}", cwd=tmp_path)
+    elf = tmp_path / "build" / "firmware.elf"
+    loaded, run_time = memory_used(elf)
+    flash = board.flash
+    # The vector table is the first thing in the program's flash, and everything has its place.
+    assert min(low for low, _ in loaded) == flash.base
+    assert all(flash.base <= low and high <= flash.end for low, high in loaded)
+    assert all(inside(span, board) for span in run_time)
+    # What is predicted of the board holds for the firmware: it may only be more.
+    fit = check_board(folder, name)
+    image = (tmp_path / "build" / "firmware.bin").stat().st_size
+    assert fit.footprint.flash_bytes < image < flash.size
+    assert fit.fits
+    if board.qemu is not None and board.qemu.machine in machines():
+        assert run("make", "-s", "run", cwd=tmp_path).endswith("PASS\n")
+
+
+FLASHING = [
+    ("nucleo-f446re", "openocd -f interface/stlink.cfg -f target/stm32f4x.cfg -c 'program "
+     "build/firmware.elf verify reset exit'"),
+    ("microbit-v2", "pyocd flash --target nrf52833 build/firmware.elf"),
+    ("seeed-xiao-samd21", "bossac --port=/dev/ttyACM0 --erase --write --verify --offset=0x2000 "
+     "build/firmware.bin --reset"),
+    ("teensy-4.1", "teensy_loader_cli --mcu=TEENSY41 -w build/firmware.hex"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "command"), FLASHING)
+def test_flash_command(compiled, tmp_path: Path, name: str, command: str) -> None:
+    export(compiled(load_board(name).mcu.core), "bare", tmp_path, board=name)
+    planned = run("make", "-n", "flash", cwd=tmp_path).splitlines()
+    assert planned[-1] == command
+
+
+# board, whether its machine has the timer that counts instructions
+MACHINES = [("netduinoplus2", False), ("microbit-v1", True), ("olimex-stm32-h405", False)]
+
+
+@pytest.mark.parametrize(("name", "counts"), MACHINES)
+def test_verified_in_the_boards_own_memory_map(compiled, name: str, counts: bool) -> None:
+    board = load_board(name)
+    assert board.qemu is not None
+    if board.qemu.machine not in machines():
+        pytest.skip(f"this QEMU has no {board.qemu.machine}")
+    report = tinyq.verify(compiled(board.mcu.core), VerifyOptions(random=3, board=name))
+    assert report.equal
+    assert (report.instructions_per_inference is not None) == counts
+
+
+def test_board_implies_target_and_limits(tmp_path: Path) -> None:
+    onnx.save(export_models.small(), tmp_path / "small.onnx")
+    made = tinyq.compile(tmp_path / "small.onnx", output=tmp_path / "net", board="microbit-v1")
+    assert made.program.manifest["target"] == "cortex-m0"
+    chosen = tinyq.compile(
+        tmp_path / "small.onnx", output=tmp_path / "plain", board="nrf52840-dk",
+        target="cortex-m4+scalar",
+    )  # fmt: skip
+    assert chosen.program.manifest["target"] == "cortex-m4+scalar"
+    with pytest.raises(TinyqError, match="TQ304"):
+        tinyq.compile(
+            tmp_path / "small.onnx", output=tmp_path / "x", board="nrf52840-dk", target="cortex-m7"
+        )
+    with pytest.raises(TinyqError, match="TQ304"):
+        check_board(tmp_path / "net", "nrf52840-dk")
+
+
+def test_too_small_a_board_says_by_how_much(tmp_path: Path) -> None:
+    onnx.save(export_models.large(), tmp_path / "large.onnx")
+    with pytest.raises(TinyqError) as caught:
+        tinyq.compile(tmp_path / "large.onnx", output=tmp_path / "x", board="stm32vldiscovery")
+    ram, flash = caught.value.diagnostics
+    arena, constants = 12288 + 16, 12288 * 16
+    board = load_board("stm32vldiscovery")
+    over = arena - (board.ram.size - START_STACK)
+    assert (ram.code, flash.code) == ("TQ801", "TQ802")
+    assert f"{arena:,} bytes, {over:,} more than" in ram.found
+    assert constants > board.flash.size - START_FLASH
+    assert not (tmp_path / "x").exists()
+    tinyq.compile(tmp_path / "large.onnx", output=tmp_path / "net", target="cortex-m3")
+    with pytest.raises(TinyqError) as caught:
+        check_board(tmp_path / "net", "stm32vldiscovery")
+    assert [d.code for d in caught.value.diagnostics] == ["TQ803", "TQ803"]
+    for found in caught.value.diagnostics:
+        numbers = [int(n.replace(",", "")) for n in _numbers(found.found)]
+        has, needs, *parts, over = numbers
+        assert needs - has == over
+        assert sum(parts) == needs
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"(?<![\w-])\d[\d,]*\d|(?<![\w,-])\d(?![\w,])", text.split("' has ")[1])
+
+
+def test_make_says_when_it_does_not_fit(compiled, tmp_path: Path) -> None:
+    export(compiled("cortex-m3"), "bare", tmp_path, board="stm32vldiscovery")
+    script = tmp_path / "board" / "link.ld"
+    script.write_text(script.read_text().replace("LENGTH = 0x2000", "LENGTH = 0x100"))
+    done = subprocess.run(["make", "-s"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "overflowed" in done.stderr or "will not fit" in done.stderr
