@@ -9,10 +9,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dsp_kernels import Conv
-from kernel_table import DenseCase, Table
+from kernel_table import PROOF, DenseCase, Table
 from test_kernel_table import PADS, common
+
+from tinyq.ir import DType, Node, QuantParams, TensorType, Value
+from tinyq.ops.add import AddAttrs
+from tinyq.ops.average_pool2d import AveragePool2dAttrs
+from tinyq.ops.windows import Window
+from tinyq.quant import Fix, Requant
 
 CHANNELS = (*range(1, 10), 15, 16, 17, 31, 33)
 
@@ -66,16 +73,69 @@ def dense_cases() -> list[DenseCase]:
     return cases
 
 
+class MveTable(Table):
+    """With sums and means."""
+
+    def add(self, size: int, index: int) -> None:
+        """A sum with a constant: corrections, windows for ties, clamps by turns."""
+        a, b = self._draw((size,)), self._draw((size,))
+        fixes = tuple((int(a[k]), int(b[k]), 1 - 2 * k) for k in range(min(index % 3, size)))
+        window, zero = (0, 0) if index % 4 else (1 << 12, 3)
+        attrs = AddAttrs(405_404 + index, -1_072_283, 77_777 * index, 20, -128 + index, 127 - index,
+                         window, zero, fixes)  # fmt: skip
+        total = a.astype(np.int64) * attrs.multiplier_a + b.astype(np.int64) * attrs.multiplier_b
+        total += attrs.addend
+        level = (total - (total >> 20 & 1) * window >> 20) + zero
+        for first, second, delta in dict.fromkeys(fixes):
+            level += delta * ((a == first) & (b == second))
+        expected = level.clip(attrs.qmin, attrs.qmax).astype(np.int8)
+        self._add("add", "add_s8_mve", f"{len(self.nodes)}_add_{size}", a, b, attrs, expected)
+
+    def pool(self, channels: int, window: tuple[int, int], index: int) -> None:
+        """A mean of windows side by side: ties, corrections, clamps by turns."""
+        (kh, kw), columns = window, index % 3 + 1
+        x = self._draw((1, kh + index % 2, kw * columns, channels))
+        total = x[0, :kh].astype(np.int64).reshape(kh, columns, kw, channels).sum(axis=(0, 2))
+        # A mean with seven bits of fraction: (total << 9) * 2**30 / taps / 2**32.
+        pre, post, multiplier = 9, 7, 2**30 // (kh * kw) + 1
+        ties = ("up", "even", "odd")[index % 3]
+        level = ((total << pre) * multiplier >> 32) + (3 << post)
+        if ties != "up":
+            level -= ((level >> post ^ int(ties == "odd")) & 1) * 2
+        level >>= post
+        fixes = (Fix(0, int(total[0, 0]), 1),) if index % 2 else ()
+        if fixes:
+            level[total == total[0, 0]] += 1
+        limits = (-100, 90) if index % 4 else (-128, 127)
+        requant = Requant(np.array([multiplier], np.int32), np.array([3 << post], np.int32), pre,
+                          post, *limits, fixes, PROOF, ties)  # fmt: skip
+        attrs = AveragePool2dAttrs(
+            Window(window, window, (1, 1), (0, 0, 0, 0)), False, QuantParams.per_tensor(0.1, 0),
+            *limits, "image", ((kh * kw, requant),),
+        )  # fmt: skip
+        expected = level.clip(*limits).astype(np.int8)[None, None]
+        name = f"{len(self.nodes)}_pool_{channels}_{kh}x{kw}"
+        source = Value(f"x_{name}", TensorType(x.shape, DType.INT8))
+        result = Value(f"y_{name}", TensorType(expected.shape, DType.INT8))
+        self.nodes.append(Node("average_pool2d", name, (source,), (result,), attrs))
+        self.kernels[name] = "avg_pool2d_s8_mve"
+        self.inputs.append(x)
+        self.expected.append(expected)
+
+
 @pytest.mark.qemu
 def test_cortex_m55(tmp_path: Path) -> None:
     for tool in ("arm-none-eabi-gcc", "qemu-system-arm"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    table = Table()
+    table = MveTable()
     for i, case in enumerate(conv_cases()):
         table.conv("conv2d_s8_mve", case, i % 3)
     for i, case in enumerate(depthwise_cases()):
         table.conv("depthwise_s8_mve", case, i % 3)
     for i, dense in enumerate(dense_cases()):
         table.dense("dense_s8_mve", dense, i % 3)
+    for i, channels in enumerate(CHANNELS):
+        table.add(channels + 1, i)
+        table.pool(channels, ((2, 2), (3, 3), (1, 1), (4, 9), (25, 5))[i % 5], i)
     assert table.wrong("cortex-m55", "qemu", tmp_path) == []

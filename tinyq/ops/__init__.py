@@ -17,6 +17,7 @@ from tinyq.ops.dense_dsp import DenseS8Dsp
 from tinyq.ops.depthwise_dsp import DepthwiseS8Dsp
 from tinyq.ops.depthwise_mve import DepthwiseS8Mve
 from tinyq.ops.dsp import EFFORTS, SHORT
+from tinyq.ops.elementwise_mve import AddS8Mve, AveragePool2dS8Mve
 from tinyq.ops.extremum import Extremum
 from tinyq.ops.lut import Lut
 from tinyq.ops.matmul import MatMul
@@ -35,6 +36,7 @@ from tinyq.ops.resize_bilinear import ResizeBilinear
 from tinyq.ops.resize_nearest import ResizeNearest
 from tinyq.ops.slice import Slice
 from tinyq.ops.softmax import Softmax
+from tinyq.ops.sums import Conv2dS8Sums
 from tinyq.ops.transpose import Transpose
 
 Conv2d.kernels += (Conv2dS8Columns(), DepthwiseS8Planes())
@@ -44,9 +46,11 @@ for _effort in EFFORTS:
     Dense.kernels += (DenseS8Dsp(_effort),)
 Conv2d.kernels += (Conv2dS8Mve(), DepthwiseS8Mve())
 Dense.kernels += (DenseS8Mve(),)
+Add.kernels += (AddS8Mve(),)
+AveragePool2d.kernels += (AveragePool2dS8Mve(),)
 
 Conv2d.kernels += (
-    Conv2dS8Packed(), Conv2dS8DspPacked(),
+    Conv2dS8Packed(), Conv2dS8DspPacked(), Conv2dS8Sums(),
     WholePacked(DepthwiseS8Planes(), "depthwise_s8_packed"),
     WholePacked(DepthwiseS8Dsp(SHORT), "depthwise_s8_dsp_packed"),
 )  # fmt: skip
