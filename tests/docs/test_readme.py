@@ -48,15 +48,23 @@ def test_every_exit_status_is_documented() -> None:
 
 def test_every_command_and_option_of_the_docs_exists() -> None:
     runner = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"})
-    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") + README.read_text(
-        encoding="utf-8"
-    )
+    pages = (ROOT / "docs" / "cli.md", ROOT / "docs" / "exporting.md", README)
+    page = "".join(path.read_text(encoding="utf-8") for path in pages)
     listed = runner.invoke(app, ["--help"]).stdout
     for verb in re.findall(r"`tinyq (\w+)", page):
         assert re.search(rf"\b{verb}\b", listed), verb
     helps = "".join(
         runner.invoke(app, [verb, "--help"]).stdout
-        for verb in ("compile", "verify", "profile", "quantize", "sensitivity", "inspect", "ops")
+        for verb in (
+            "compile",
+            "verify",
+            "profile",
+            "export",
+            "quantize",
+            "sensitivity",
+            "inspect",
+            "ops",
+        )
     )
     for option in set(re.findall(r"`(--[a-z-]+)", page)) - {"--install-completion", "--help"}:
         assert option in helps, option
