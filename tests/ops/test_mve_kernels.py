@@ -19,8 +19,10 @@ from tinyq.ir import DType, Node, QuantParams, TensorType, Value
 from tinyq.ops.add import AddAttrs
 from tinyq.ops.average_pool2d import AveragePool2dAttrs
 from tinyq.ops.windows import Window
-from tinyq.quant import Fix, Requant
+from tinyq.quant import Fix, Requant, Ties
 
+TIES: tuple[Ties, ...] = ("up", "even", "odd")
+SUFFIXES = ("", "_short")
 CHANNELS = (*range(1, 10), 15, 16, 17, 31, 33)
 
 
@@ -40,6 +42,7 @@ def conv_cases() -> list[Conv]:
         )
     cases.append(Conv(3, 3, 16, 5, (3, 3)))
     cases.append(Conv(3, 4, 64, 6, (3, 3), pads=(1, 1, 1, 1)))
+    cases.append(Conv(2, 3, 64, 13))
     return cases
 
 
@@ -98,7 +101,7 @@ class MveTable(Table):
         total = x[0, :kh].astype(np.int64).reshape(kh, columns, kw, channels).sum(axis=(0, 2))
         # A mean with seven bits of fraction: (total << 9) * 2**30 / taps / 2**32.
         pre, post, multiplier = 9, 7, 2**30 // (kh * kw) + 1
-        ties = ("up", "even", "odd")[index % 3]
+        ties: Ties = TIES[index % 3]
         level = ((total << pre) * multiplier >> 32) + (3 << post)
         if ties != "up":
             level -= ((level >> post ^ int(ties == "odd")) & 1) * 2
@@ -130,11 +133,11 @@ def test_cortex_m55(tmp_path: Path) -> None:
             pytest.skip(f"{tool} is not installed")
     table = MveTable()
     for i, case in enumerate(conv_cases()):
-        table.conv("conv2d_s8_mve", case, i % 3)
+        table.conv(f"conv2d_s8_mve{SUFFIXES[i // 3 % 2]}", case, i % 3)
     for i, case in enumerate(depthwise_cases()):
         table.conv("depthwise_s8_mve", case, i % 3)
     for i, dense in enumerate(dense_cases()):
-        table.dense("dense_s8_mve", dense, i % 3)
+        table.dense(f"dense_s8_mve{SUFFIXES[i // 2 % 2]}", dense, i % 3)
     for i, channels in enumerate(CHANNELS):
         table.add(channels + 1, i)
         table.pool(channels, ((2, 2), (3, 3), (1, 1), (4, 9), (25, 5))[i % 5], i)

@@ -44,8 +44,8 @@ Dense.kernels += (DenseS8Rows(),)
 for _effort in EFFORTS:
     Conv2d.kernels += (DepthwiseS8Dsp(_effort), Conv2dS8Dsp(_effort))
     Dense.kernels += (DenseS8Dsp(_effort),)
-Conv2d.kernels += (Conv2dS8Mve(), DepthwiseS8Mve())
-Dense.kernels += (DenseS8Mve(),)
+Conv2d.kernels += (Conv2dS8Mve(), Conv2dS8Mve("_short"), DepthwiseS8Mve())
+Dense.kernels += (DenseS8Mve(), DenseS8Mve("_short"))
 Add.kernels += (AddS8Mve(),)
 AveragePool2d.kernels += (AveragePool2dS8Mve(),)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from tinyq.ir import Node
 from tinyq.ops import linear, mve
 from tinyq.ops.base import Kernel, KernelCall, Refusal
@@ -17,7 +15,9 @@ from tinyq.target import Core
 class Conv2dS8Mve(Kernel):
     """Two patches by two channels at a time, sixteen products an instruction."""
 
-    name: ClassVar[str] = "conv2d_s8_mve"
+    def __init__(self, suffix: str = "") -> None:
+        self.suffix = suffix
+        self.name = f"conv2d_s8_mve{suffix}"  # type: ignore[misc]
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses groups, ties, different shifts and weights of 16 bits."""
@@ -29,14 +29,16 @@ class Conv2dS8Mve(Kernel):
             return "groups"
         weights = mve.weights_of(node).reshape(p.out_c, -1)
         if takes_input_whole(p):
-            return mve.vector_call(self.name, weights, requant)
-        return mve.columns_call(self.name, geometry_of(p), weights, requant)
+            return mve.vector_call(self.name, weights, requant, self.suffix)
+        return mve.columns_call(self.name, geometry_of(p), weights, requant, self.suffix)
 
 
 class DenseS8Mve(Kernel):
     """Four outputs at a time from one row; several rows are a 1x1 convolution."""
 
-    name: ClassVar[str] = "dense_s8_mve"
+    def __init__(self, suffix: str = "") -> None:
+        self.suffix = suffix
+        self.name = f"dense_s8_mve{suffix}"  # type: ignore[misc]
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses ties, different shifts and weights of 16 bits."""
@@ -46,6 +48,6 @@ class DenseS8Mve(Kernel):
             return refusal
         weights = mve.weights_of(node)
         if p.rows == 1:
-            return mve.vector_call(self.name, weights, requant)
+            return mve.vector_call(self.name, weights, requant, self.suffix)
         rows = ColumnsParams(h=1, w=p.rows, c=p.in_features, oh=1, ow=p.rows, o=p.out_features)
-        return mve.columns_call(self.name, rows, weights, requant)
+        return mve.columns_call(self.name, rows, weights, requant, self.suffix)

@@ -19,8 +19,8 @@ INCLUDES = ("tinyq_mve.h",)
 LANES = 16
 """Bytes of a vector."""
 
-_UNROLLED = 9
-"""Steps of a product without a loop; each is some 70 bytes of code."""
+UNROLLED = {"": 9, "_short": 2}
+"""Suffix of a kernel's name: steps of its product without a loop, some 64 bytes of code each."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,11 @@ def pack_requant(requant: Requant) -> PackedConstant:
     return PackedConstant("requant", array, "int32_t")
 
 
-def product_params(columns: int, length: int, channels: int, requant: Requant) -> ProductParams:
-    """The product of ``columns`` patches of ``length`` values by ``channels``."""
+def product_params(columns: int, weights: Int8, requant: Requant, suffix: str) -> ProductParams:
+    """The product of ``columns`` patches by weights [O, K]."""
+    channels, length = weights.shape
     steps = steps_of(length)
-    unroll = dsp.largest_unroll(steps, _UNROLLED)
+    unroll = dsp.largest_unroll(steps, UNROLLED[suffix])
     return ProductParams(columns, steps, channels, unroll, **dsp.shifts_of(requant))
 
 
@@ -117,10 +118,13 @@ def columns_call(name: str, geometry: ColumnsParams, weights: Int8, requant: Req
     # A copied vector may reach 15 bytes over the end of its patch.
     column = LANES * steps_of(length + (LANES - 1 if g.kh * g.kw * g.c % LANES else 0))
     params = MveColumnsParams(**{**vars(g), "fixes": dsp.corrections_of(requant), "column": column})
-    core = product_params(2, length, g.o, requant)
+    core = product_params(2, weights, requant, suffix)
     pixels = g.oh * g.ow
     runs = g.kh if g.dw == 1 else g.kh * g.kw
     gather = 20 + runs * (4 + 2 * steps_of(length // runs))
+    last_row = (g.oh - 1) * g.sh + (g.kh - 1) * g.dh
+    last_column = (g.ow - 1) * g.sw + (g.kw - 1) * g.dw
+    inside = (g.pt, g.pl) == (0, 0) and last_row < g.h and last_column < g.w
     distance = overlap_of(g, 2)
     return KernelCall(
         name,
@@ -132,7 +136,7 @@ def columns_call(name: str, geometry: ColumnsParams, weights: Int8, requant: Req
         ),
         scratch_bytes=2 * column + LANES,
         instructions=30 + -(-pixels // 2) * (product_cost(core) + 2 * gather + 12),
-        code_bytes=300 + 100 * core.unroll,
+        code_bytes=(170 if inside else 500) + 80 * bool(params.fixes) + product_bytes(core),
         in_place=(0,) if distance is not None and distance <= 0 else (),
         overlap=distance,
         includes=INCLUDES,
@@ -141,21 +145,21 @@ def columns_call(name: str, geometry: ColumnsParams, weights: Int8, requant: Req
     )
 
 
-def vector_call(name: str, weights: Int8, requant: Requant) -> KernelCall:
+def vector_call(name: str, weights: Int8, requant: Requant, suffix: str = "") -> KernelCall:
     """One vector by weights [O, K]."""
-    channels, length = weights.shape
-    core = product_params(1, length, channels, requant)
+    length, fixes = weights.shape[1], dsp.corrections_of(requant)
+    core = product_params(1, weights, requant, suffix)
     return KernelCall(
         name,
         "ops/dense_s8_mve.c.j2",
-        MveDenseParams(length, dsp.corrections_of(requant)),
+        MveDenseParams(length, fixes),
         (
             PackedConstant("weights", pack_weights(weights), "int8_t", 16),
             pack_requant(requant),
         ),
         scratch_bytes=LANES * steps_of(length) if length % LANES else 0,
         instructions=20 + product_cost(core),
-        code_bytes=200 + 60 * core.unroll,
+        code_bytes=40 + 80 * bool(fixes) + product_bytes(core),
         includes=INCLUDES,
         reason="four channels at a time",
         cores=(InnerFunction("mv", "product_s8_mve", "ops/product_s8_mve.c.j2", core),),
