@@ -111,7 +111,15 @@ def product_cost(p: ProductParams) -> int:
     return 40 + p.o // 4 * block + p.o % 4 * left
 
 
-def columns_call(name: str, geometry: ColumnsParams, weights: Int8, requant: Requant) -> KernelCall:
+def product_bytes(p: ProductParams) -> int:
+    """Code of one product, without the accumulator of corrections."""
+    half = (3 + 3 * p.columns if p.steps > 2 else 2 + 2 * p.columns) * 4 * p.unroll
+    return 60 + 60 * p.columns + (2 * half if p.o > 3 else 0) + (70 * p.columns if p.o % 4 else 0)
+
+
+def columns_call(
+    name: str, geometry: ColumnsParams, weights: Int8, requant: Requant, suffix: str = ""
+) -> KernelCall:
     """A convolution without groups, weights [O, K] in OHWI order."""
     g = geometry
     length = weights.shape[1]
