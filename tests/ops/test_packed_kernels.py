@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from codegen.host import UNDEFINED, WARNINGS, Instance, program_of, write
 from qdq import Array, Qdq
 
 from tinyq.codegen import Program
-from tinyq.ops import packed
+from tinyq.ops import packed, sums
 from tinyq.ops.base import KernelCall
 from tinyq.select import Goal, Schedule, select
 from tinyq.target import load_core
@@ -36,6 +37,7 @@ LEVELS: dict[str, list[int]] = {
 }
 CONV, CONV_DSP = "conv2d_s8_packed", "conv2d_s8_dsp_packed"
 DEPTHWISE, DEPTHWISE_DSP = "depthwise_s8_packed", "depthwise_s8_dsp_packed"
+SUMS = "conv2d_s8_sums"
 DENSE, DENSE_DSP = "dense_s8_packed", "dense_s8_dsp_packed"
 
 
@@ -77,6 +79,7 @@ class Case:
     build: Callable[[], Qdq]
     kernel: str
     block: int = 0
+    target: str = "cortex-m4"
 
     @cached_property
     def model(self) -> Model:
@@ -103,6 +106,19 @@ for _kernel in (CONV, CONV_DSP):
         f"{_kernel} one pixel": Case(lambda: conv("int5", 4, 8, size=(3, 3), pads=0), _kernel),
         f"{_kernel} steep": Case(lambda: conv("int4", 4, 8, scale=0.0031), _kernel, 80),
     }
+for _name in LEVELS:
+    CASES[f"{SUMS} {_name}"] = Case(lambda n=_name: conv(n), SUMS, 0, "cortex-m0+mul32")
+CASES |= {
+    f"{SUMS} {name}": Case(build, SUMS, block, "cortex-m0+mul32")
+    for name, build, block in (
+        ("blocks", lambda: conv("apot4", 12, 12), 1000),
+        ("blocks of five bits", lambda: conv("apot5", 8, 16), 500),
+        ("long", lambda: conv("pot3", 40, 5), 0),
+        ("codes across bytes", lambda: conv("int3", 7, 6), 300),
+        ("steep", lambda: conv("int4", 4, 8, scale=0.0031), 0),
+        ("odd pixels", lambda: conv("pot4", 16, 10, 1, size=(3, 5), pads=0), 0),
+    )
+}
 CASES |= {
     f"{DENSE_DSP} blocks": Case(lambda: dense("apot4", 37, 12), DENSE_DSP, 170),
     f"{DENSE_DSP} odd": Case(lambda: dense("apot4", 33, 7), DENSE_DSP),
@@ -115,13 +131,14 @@ CASES |= {
 }
 
 
-def scheduled(case: Case, monkeypatch: pytest.MonkeyPatch, target: str) -> Schedule:
+def scheduled(case: Case, monkeypatch: pytest.MonkeyPatch) -> Schedule:
     if case.block:
+        monkeypatch.setattr(sums, "_BLOCK", case.block)
         monkeypatch.setattr(packed, "_BLOCK", case.block)
         monkeypatch.setattr(packed, "_BLOCK_DSP", case.block)
     graph = case.model.graph
     name = next(n.name for n in graph.nodes if n.op in ("conv2d", "dense"))
-    schedule = select(graph, load_core(target), Goal("balanced"), {name: case.kernel})
+    schedule = select(graph, load_core(case.target), Goal("balanced"), {name: case.kernel})
     monkeypatch.undo()
     return schedule
 
@@ -135,7 +152,7 @@ def test_c_equals_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     units = []
     for number, case in enumerate(CASES.values()):
         name = f"m{number}"
-        schedule = scheduled(case, monkeypatch, "cortex-m4")
+        schedule = scheduled(case, monkeypatch)
         assert (call_of(schedule).params.blocks > 1) is (case.block > 0), case
         program = program_of(schedule, name)
         write(program, tmp_path / name)
@@ -160,8 +177,8 @@ def test_c_equals_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_weights_take_their_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(lambda: conv(name, 16, 16), CONV)
-    constants = call_of(scheduled(case, monkeypatch, "cortex-m0plus")).constants
+    case = Case(lambda: conv(name, 16, 16), CONV, 0, "cortex-m0plus")
+    constants = call_of(scheduled(case, monkeypatch)).constants
     bits = 1 if name == "binary" else 2 if name == "ternary" else int(name[-1])
     assert constants[0].array.nbytes == 16 * 16 * 9 * bits // 8
     assert constants[1].array.nbytes == 2**bits
@@ -178,3 +195,48 @@ def test_weights_of_more_values_are_refused() -> None:
         candidates = select(graph, load_core(core), Goal("size")).layers[-1].candidates
         refused = {c.kernel: c.refusal for c in candidates if "packed" in c.kernel}
         assert refused[DENSE] == "the weights have more than 32 values", node
+
+
+def test_digits_of_every_weight() -> None:
+    for value in range(-128, 129):
+        plus, minus = sums.signed_digits(value)
+        assert plus - minus == value
+        assert (plus | minus) & ((plus | minus) << 1) == 0
+        assert plus | minus < 256
+
+
+def innermost_loops(listing: str, function: str) -> list[str]:
+    """Instructions of the loops of a function that hold no other loop."""
+    (body,) = re.findall(rf"<{function}[.\w]*>:\n(.*?)\n\n", listing, re.DOTALL)
+    lines = [line.split("\t") for line in body.splitlines() if line.count("\t") > 1]
+    at = {int(line[0].strip().rstrip(":"), 16): " ".join(line[1:]) for line in lines}
+    ends = []
+    for address, text in at.items():
+        found = re.match(r"b\S*\s+([0-9a-f]+) <", text)
+        if found and int(found[1], 16) <= address:
+            ends.append((int(found[1], 16), address))
+    inner = [
+        (a, b) for a, b in ends
+        if not any((c, d) != (a, b) and a <= c and d <= b for c, d in ends)
+    ]  # fmt: skip
+    return ["\n".join(text for k, text in at.items() if a <= k <= b) for a, b in inner]
+
+
+def test_sums_do_not_multiply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = {}
+    for kernel in (SUMS, CONV):
+        case = Case(lambda: conv("apot4", 12, 8), kernel, 0, "cortex-m0+mul32")
+        write(program_of(scheduled(case, monkeypatch), kernel), tmp_path / kernel)
+        unit, binary = tmp_path / kernel / f"{kernel}.c", tmp_path / f"{kernel}.o"
+        flags = ("-mcpu=cortex-m0", "-mthumb", "-O2", "-std=c99", "-c")
+        subprocess.run(["arm-none-eabi-gcc", *flags, str(unit), "-o", str(binary)], check=True)
+        listing = subprocess.run(
+            ["arm-none-eabi-objdump", "-d", "--no-show-raw-insn", str(binary)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        name = "tinyq_sums_s8" if kernel == SUMS else "tinyq_product_s8"
+        loops[kernel] = [la for la in innermost_loops(listing, name) if "ldrsb" in la]
+    assert len(loops[SUMS]) == 4
+    assert not [la for la in loops[SUMS] if "mul" in la or "bl " in la]
+    assert loops[CONV]
+    assert all("muls" in la for la in loops[CONV])

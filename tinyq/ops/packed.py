@@ -130,11 +130,7 @@ def _stored(encoding: Encoding, inner: _Inner, values: Int8) -> tuple[PackedPara
     blocks, count = values.shape
     turn = _TURN[encoding.bits]
     turns = -(-count // turn)
-    codes = np.zeros((blocks, turns * turn), np.uint8)
-    codes[:, :count] = _codes(encoding, values)
-    packed: AnyArray = np.concatenate([pack(row, encoding.bits) for row in codes])
-    if encoding.bits in (1, 2, 4):
-        packed = packed.view("<u4")
+    packed = store_codes(encoding, values)
     params = PackedParams(
         bits=encoding.bits,
         mixed=inner.mixed,
@@ -150,6 +146,16 @@ def _stored(encoding: Encoding, inner: _Inner, values: Int8) -> tuple[PackedPara
         advances=inner.advances,
     )
     return params, packed
+
+
+def store_codes(encoding: Encoding, values: Int8) -> AnyArray:
+    """Codes of weights [blocks, ...], blocks padded to whole turns: uint8, or words that fit."""
+    blocks, count = values.shape
+    turn = _TURN[encoding.bits]
+    codes = np.zeros((blocks, -(-count // turn) * turn), np.uint8)
+    codes[:, :count] = _codes(encoding, values)
+    packed: AnyArray = np.concatenate([pack(row, encoding.bits) for row in codes])
+    return packed.view("<u4") if encoding.bits in (1, 2, 4) else packed
 
 
 def _values(data: Int8, mixed: bool) -> Int8:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tinyq.ops.params import RequantParams
+
 
 @dataclass(frozen=True)
 class UnpackParams:
@@ -35,3 +37,32 @@ class PackedParams:
     shifts: bool
     inner_scratch: bool
     advances: bool
+
+
+@dataclass(frozen=True)
+class ListParams:
+    """``ops/digit_lists.c.j2``: ``k`` weights for each of ``channels``, of ``digits`` powers."""
+
+    bits: int
+    k: int
+    channels: int
+    digits: int
+    stride: int
+    index_type: str
+    code_type: str
+
+
+@dataclass(frozen=True)
+class SumsParams:
+    """``ops/sums_s8.c.j2``: ``o`` channels; the sums of ``digits`` powers are in units of ``step``.
+
+    ``grouped``: the channels are one block of several.
+    """
+
+    o: int
+    digits: int
+    step: int
+    stride: int
+    index_type: str
+    grouped: bool
+    requant: RequantParams

@@ -42,7 +42,8 @@ def select(
     }  # fmt: skip
     price = _price_of_flash(answers.values())
     for node in graph.nodes:
-        candidates = _with_costs(answers[node], goal, price)
+        waiting = (core.mul_cycles - 1) * table[node.op].macs(node)
+        candidates = _with_costs(answers[node], goal, price, waiting)
         allowed = [c for c in candidates if wanted.get(node.name, c.kernel) == c.kernel]
         accepted = _preferred([c for c in allowed if c.call is not None], libraries)
         if not accepted:
@@ -98,13 +99,16 @@ def _price_of_flash(answers: Iterable[list[Candidate]]) -> float:
     return max(_LEAST_PRICE, instructions / max(1, flash))
 
 
-def _with_costs(candidates: list[Candidate], goal: Goal, price: float) -> tuple[Candidate, ...]:
+def _with_costs(
+    candidates: list[Candidate], goal: Goal, price: float, waiting: int
+) -> tuple[Candidate, ...]:
+    """Costs; ``waiting`` cycles are lost on multiplications, where the kernel has any."""
+
     def cost(call: KernelCall) -> float:
-        if goal is Goal.SPEED:
-            return call.instructions
         if goal is Goal.SIZE:
             return call.flash_bytes
-        return call.instructions + price * call.flash_bytes
+        time = call.instructions + (waiting if call.multiplies else 0)
+        return time if goal is Goal.SPEED else time + price * call.flash_bytes
 
     return tuple(c if c.call is None else replace(c, cost=cost(c.call)) for c in candidates)
 
