@@ -87,8 +87,8 @@ class KernelCall:
     (what of the input it covers is lost). ``phase``, unless 0: they may also share memory wherever
     their starts differ by a multiple of that many bytes (a kernel that finishes one channel after
     another touches no byte of a later one then). ``alias`` marks a node that needs no code when its
-    output overlays its first input. ``multiplies``: every multiply-accumulate is an instruction, which
-    costs more where the multiplier takes several cycles.
+    output overlays its first input. ``multiplies``: every multiply-accumulate is an instruction,
+    which costs more where the multiplier takes several cycles.
     """
 
     kernel: str
