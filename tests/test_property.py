@@ -24,7 +24,7 @@ from qdq import Qdq
 from tinyq.ir import AnyArray
 from tinyq.ops.average_pool2d import AveragePool2dAttrs
 
-BATCHES = int(os.environ.get("TINYQ_PROPERTY_EXAMPLES", "12"))
+BATCHES = int(os.environ.get("TINYQ_PROPERTY_EXAMPLES", "10"))
 GRAPHS = 16
 INPUTS = 6
 

@@ -116,6 +116,7 @@ CASES: dict[str, Callable[[], Qdq]] = {
     "no_bias": partial(conv, bias="none"),
     "float_bias": partial(conv, bias="float", per_channel=True),
     "relu": partial(conv, relu="Relu"),
+    "relu_fused": partial(conv, relu="Relu", y_zero=-128),
     "relu_uint8": partial(conv, relu="Relu", dtype="uint8", zero=3, y_zero=0),
     "relu6": partial(conv, relu="Relu6", y_scale=0.04, y_zero=-128),
     "strides": partial(conv, strides=[2, 3]),
@@ -171,6 +172,12 @@ def test_reference_equals_onnxruntime(name: str) -> None:
 @pytest.mark.parametrize("target", ["cortex-m0", "cortex-m4"])
 def test_c_equals_the_reference(target: str, tmp_path: Path) -> None:
     assert_c(MODELS, tmp_path, target)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("relu", 1), ("relu_fused", 0), ("plain", 0)])
+def test_a_clamp_that_onnxruntime_leaves_in_float_is_noted(name: str, expected: int) -> None:
+    found = [note for note in MODELS[name].lowered.notes if "does not fuse" in note]
+    assert len(found) == expected
 
 
 def three_dimensions() -> Qdq:

@@ -192,7 +192,14 @@ def read_epilogue(
     if bias is not None and not reader.add_bias(bias, operand=True):
         emitter.refuse("TQ203", core, f"the bias '{bias.name}' is not one constant a channel")
         return None
-    return reader if reader.follow() else None
+    if not reader.follow():
+        return None
+    if output_limits(island, reader.low, reader.high) != output_limits(island, -np.inf, np.inf):
+        emitter.notes.append(
+            f"{core.op} '{core.name}': the clamp behind it narrows the output, so that onnxruntime "
+            "does not fuse it and computes in float32; it may differ where a result lies on a half"
+        )
+    return reader
 
 
 @dataclass(frozen=True, eq=False)
