@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
+import threading
 from pathlib import Path
 
 import export_models
@@ -76,6 +77,42 @@ def test_bare_firmware_of_every_board(compiled, tmp_path: Path, name: str) -> No
     assert fit.fits
     if board.qemu is not None and board.qemu.machine in machines():
         assert run("make", "-s", "run", cwd=tmp_path).endswith("PASS\n")
+
+
+UARTS = (
+    "arduino-nano-33-ble", "microbit-v1", "microbit-v2", "netduinoplus2", "nrf52840-dk",
+    "nucleo-f446re", "olimex-stm32-h405", "seeed-xiao-nrf52840", "stm32f4-discovery",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UARTS)
+def test_report_over_the_uart(compiled, tmp_path: Path, name: str) -> None:
+    board = load_board(name)
+    export(compiled(board.mcu.core), "bare", tmp_path, board=name, samples=1)
+    run("make", "REPORT=uart", f"CFLAGS=-O2 {' '.join(STRICT)}", cwd=tmp_path)
+    elf = tmp_path / "build-uart" / "firmware.elf"
+    assert "bkpt" not in run("arm-none-eabi-objdump", "-d", elf, cwd=tmp_path)
+    if board.qemu is None or board.qemu.machine not in machines():
+        return
+    command = ["qemu-system-arm", "-M", board.qemu.machine, "-display", "none", "-monitor", "none",
+               "-nodefaults", "-serial", "stdio", "-kernel", str(elf)]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as emulator:
+        assert emulator.stdout is not None
+        limit = threading.Timer(60, emulator.kill)
+        limit.start()
+        lines = [emulator.stdout.readline() for _ in range(2)]
+        limit.cancel()
+        emulator.kill()
+    assert lines[0].endswith(b"\r\n")
+    assert lines[1] == b"PASS\r\n"
+
+
+def test_boards_whose_uart_is_not_known_report_through_the_probe(compiled, tmp_path: Path) -> None:
+    for name in sorted(set(board_names()) - set(UARTS)):
+        folder = tmp_path / name
+        export(compiled(load_board(name).mcu.core), "bare", folder, board=name, samples=1)
+        assert not (folder / "board" / "port_uart.c").exists()
+        assert "No UART is set up" in (folder / "README.md").read_text()
 
 
 FLASHING = [

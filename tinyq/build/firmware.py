@@ -126,6 +126,7 @@ def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:
         ram=board.ram,
         stack_bytes=stack_bytes,
         guard_bytes=stack_bytes // 4,
+        fill=False,
     )
     script.write_text(text, encoding="utf-8")
     return script
