@@ -121,7 +121,9 @@ def tensorflow() -> Any:
     """The package, quietly; TQ108 when it is not installed."""
     import os
 
+    # Quiet, and without oneDNN, whose float sums depend on the host.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
     except ImportError:
