@@ -124,7 +124,8 @@ class AddParams:
 
     Everything fits int32 for all a, b in int8. ``fixes`` are (a, b, delta), delta added before the
     clamp. A sum whose level is odd is lowered by ``tie_window`` before the shift, then
-    ``zero_point`` is added. With ``b_constant`` the second operand is a constant, read after y. With
+    ``zero_point`` is added. With ``b_constant`` the second operand is a constant, read after y.
+    With
     ``fix_table`` the fixes are two further constants, see :func:`tinyq.ops.binary.fix_constants`.
     """
 
@@ -212,7 +213,8 @@ class SoftmaxParams:
 @dataclass(frozen=True)
 class SoftmaxFixedParams:
     """``ops/softmax_s8_fixed.c.j2``: rows of ``depth``, at most 511; constant: ``int32_t``
-    exp [256]. gemmlowp's arithmetic; the output has scale 1/256 and zero point -128. May be in place.
+    exp [256]. gemmlowp's arithmetic; the output has scale 1/256 and zero point -128. May be in
+    place.
     """
 
     rows: int
