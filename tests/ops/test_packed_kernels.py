@@ -10,16 +10,19 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from agreement import Model, count_different, draw_inputs, run_c
 from codegen.host import UNDEFINED, WARNINGS, Instance, program_of, write
 from qdq import Array, Qdq
 
+import tinyq
 from tinyq.codegen import Program
 from tinyq.ops import packed, sums
 from tinyq.ops.base import KernelCall
 from tinyq.select import Goal, Schedule, select
 from tinyq.target import load_core
+from tinyq.verification.verify import VerifyOptions
 
 LEVELS: dict[str, list[int]] = {
     "binary": [-64, 64],
@@ -240,3 +243,22 @@ def test_sums_do_not_multiply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not [la for la in loops[SUMS] if "mul" in la or "bl " in la]
     assert loops[CONV]
     assert all("muls" in la for la in loops[CONV])
+
+
+@pytest.mark.parametrize(
+    ("target", "kernel"),
+    [
+        ("cortex-m4", CONV_DSP),
+        ("cortex-m0plus", CONV),
+        ("cortex-m0+mul32", SUMS),
+    ],
+)
+def test_emulated_core_equals_onnxruntime(target: str, kernel: str, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    onnx.save(conv("apot4", 24, 16, size=(6, 5)).model(), str(model))
+    goal = "size" if kernel == CONV else "balanced"
+    compiled = tinyq.compile(model, output=tmp_path / "out", target=target, optimize=goal)
+    assert call_of(compiled.schedule).kernel == kernel
+    report = tinyq.verify(tmp_path / "out", VerifyOptions(random=3))
+    assert report.equal
+    assert report.outputs_compared == 3 * 16 * 6 * 5
