@@ -1,6 +1,6 @@
 """tinyq: a deployment compiler from quantized networks to integer-only C for Arm Cortex-M."""
 
-from tinyq.api import CompileOptions, compile, verify  # noqa: A004 - the verb of the product
+from tinyq.api import CompileOptions, compile, verify
 from tinyq.errors import Diagnostic, TinyqError
 
 __version__ = "0.1.0"

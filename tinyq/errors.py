@@ -333,7 +333,7 @@ _register(
     12,
     "PyTorch operator not supported",
     "The network uses a module or function that tinyq.learn cannot quantize or export.",
-    "Replace it by a supported one (docs/training.md has the list), or quantize the part before it.",
+    "Replace it by a supported one (docs/training.md lists them), or quantize the part before it.",
 )
 _register(
     "TQ652",
@@ -415,7 +415,7 @@ _register(
     "Code, constants, the arena and the stack take more than the board's flash or RAM has.",
     "Compile with --optimize size, use a smaller network, or choose a board with more memory.",
 )
-# --- 6xx: quantizing a float model (601 to 629) ----------------------------------------------------
+# --- 6xx: quantizing a float model (601 to 629) ---------------------------------------------------
 _register(
     "TQ601",
     12,
@@ -491,7 +491,7 @@ _register(
     "TQ621",
     12,
     "constant tensor",
-    "A tensor is zero on every calibration sample, so that no scale follows from it; 1.0 was taken.",
+    "A tensor is zero on every calibration sample: no scale follows from it; 1.0 was taken.",
     "Check that the samples are typical, and that this part of the network is alive.",
 )
 _register(

@@ -124,7 +124,9 @@ def test_a_wrong_network_is_caught(folder: Path, tmp_path: Path) -> None:
 
 def test_profile_counts_every_layer(folder: Path) -> None:
     (found,) = json.loads(invoke("profile", folder, "--json"))["profiles"]
-    assert found["instructions"] > sum(x["instructions"] for x in found["layers"])
+    # The layers are counted in a profiled build, whose code differs a little from the plain one.
+    counted = sum(x["instructions"] for x in found["layers"])
+    assert abs(found["instructions"] - counted) <= found["instructions"] / 100
     conv = next(x for x in found["layers"] if x["op"] == "conv2d")
     assert conv["instructions_per_mac"] == conv["instructions"] / (4 * 6 * 5 * 27)
     assert "Most time is spent in" in invoke("profile", folder)

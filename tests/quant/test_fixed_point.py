@@ -101,4 +101,3 @@ def test_multipliers_of_means(count: int, scales: tuple[float, float]) -> None:
     assert 0 < multiplier < 2**31
     wanted = scales[0] / scales[1] / count
     assert multiplier * 2.0 ** (shift - 31) == pytest.approx(wanted, rel=2e-9)
-

@@ -42,7 +42,9 @@ def test_the_same_on_the_emulated_core_with_counts(folder: Path) -> None:
     assert report.equal
     counts = [layer.instructions for layer in report.layers if layer.instructions]
     assert report.instructions_per_inference is not None
-    assert 0 < sum(counts) <= report.instructions_per_inference
+    # The layers are counted in a profiled build, whose code differs a little from the plain one.
+    total = report.instructions_per_inference
+    assert abs(total - sum(counts)) <= total / 100
     assert report.ram_bytes == report.arena_bytes + (report.stack_bytes or 0)
     assert report.flash_bytes == (report.code_bytes or 0) + (report.constant_bytes or 0)
 

@@ -30,7 +30,6 @@ _NEVER_FOLDED = frozenset(
 """Operators that stay nodes though their inputs are constants; quantized weights stay integers."""
 
 
-
 def load_model(path: Path) -> onnx.ModelProto:
     """Read and check an ONNX file. Raises TQ101 to TQ105."""
     name = str(path)
@@ -353,7 +352,9 @@ def _evaluate(node: onnx.NodeProto, inputs: list[Value], version: int) -> list[A
         results = ReferenceEvaluator(model).run(None, feeds)
     except Exception as reason:
         raise error(
-            "TQ203", f"its constant inputs cannot be folded: {reason}",
-            node=node.name, operator=node.op_type,
+            "TQ203",
+            f"its constant inputs cannot be folded: {reason}",
+            node=node.name,
+            operator=node.op_type,
         ) from None
     return [np.asarray(result) for result in results]

@@ -71,9 +71,7 @@ class QdqBuilder:
         name = self.fresh("bias_scale")
         self.constants[name] = numpy_helper.from_array(product, name)
         axis = 0 if product.ndim else None
-        return self.emit(
-            "DequantizeLinear", [self.input(index), name], self.fresh("dq"), axis=axis
-        )
+        return self.emit("DequantizeLinear", [self.input(index), name], self.fresh("dq"), axis=axis)
 
     def _is_scalar(self, name: str) -> bool:
         return int(np.prod(self._constant(name).shape, dtype=np.int64)) == 1
@@ -91,16 +89,17 @@ class QdqBuilder:
 
 
 def _copied(b: QdqBuilder, *skip: str) -> dict[str, object]:
-    return {
-        a.name: helper.get_attribute_value(a) for a in b.node.attribute if a.name not in skip
-    }
+    return {a.name: helper.get_attribute_value(a) for a in b.node.attribute if a.name not in skip}
 
 
 def _qlinear_conv(b: QdqBuilder) -> None:
     if b.attr("channels_last", 0):
         raise error(
-            "TQ203", "channels_last=1", "Export with channels first.",
-            node=b.node.name, operator=b.node.op_type,
+            "TQ203",
+            "channels_last=1",
+            "Export with channels first.",
+            node=b.node.name,
+            operator=b.node.op_type,
         )
     inputs = [b.dequantize(0), b.dequantize(3, axis=0)]
     if b.input(8):
@@ -138,12 +137,13 @@ def _unary(op: str, *skip: str) -> Callable[[QdqBuilder], None]:
     def rewrite(b: QdqBuilder) -> None:
         if b.attr("channels_last", 0):
             raise error(
-                "TQ203", "channels_last=1", "Export with channels first.",
-                node=b.node.name, operator=b.node.op_type,
+                "TQ203",
+                "channels_last=1",
+                "Export with channels first.",
+                node=b.node.name,
+                operator=b.node.op_type,
             )
-        y = b.emit(
-            op, [b.dequantize(0)], b.fresh(op.lower()), **_copied(b, "channels_last", *skip)
-        )
+        y = b.emit(op, [b.dequantize(0)], b.fresh(op.lower()), **_copied(b, "channels_last", *skip))
         b.quantize(y, b.input(3), b.input(4))
 
     return rewrite

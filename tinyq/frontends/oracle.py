@@ -47,8 +47,7 @@ class OrtOracle:
         ort_session = self._sessions["s"]
         values = {value.name: value for value in self.graph.inputs}
         feeds = {
-            i.name: _feed(values[i.name], inputs[i.name], i.type)
-            for i in ort_session.get_inputs()
+            i.name: _feed(values[i.name], inputs[i.name], i.type) for i in ort_session.get_inputs()
         }
         return tuple(np.asarray(r) for r in ort_session.run(None, feeds))
 

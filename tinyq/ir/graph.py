@@ -165,9 +165,7 @@ class Graph:
 
     def with_origins(self, origins: Iterable[Origin]) -> Graph:
         """The same graph with other origins."""
-        return Graph(
-            self.name, self.stage, self.inputs, self.outputs, self.nodes, tuple(origins)
-        )
+        return Graph(self.name, self.stage, self.inputs, self.outputs, self.nodes, tuple(origins))
 
 
 def without_dead_nodes(graph: Graph) -> Graph:

@@ -190,4 +190,3 @@ class Registry:
 
     def __getitem__(self, name: str) -> Operator:
         return self.operators[name]
-

@@ -204,8 +204,10 @@ class Conv2dS8(Kernel):
             (weights_constant(node), *linear.requant_constants(linear.linear_requant_of(node))),
             instructions=tap * taps + 40 * node.output.type.elements,
             overlap=overlap_distance(
-                node.input(0).type.shape[1:], node.output.type.shape[1:],
-                (params.stride_h, params.stride_w), (params.pad_top, params.pad_left),
+                node.input(0).type.shape[1:],
+                node.output.type.shape[1:],
+                (params.stride_h, params.stride_w),
+                (params.pad_top, params.pad_left),
             ),
             code_bytes=420,
             reason="portable",

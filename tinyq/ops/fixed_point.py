@@ -52,9 +52,7 @@ def is_fixed_point(node: Node) -> bool:
     return bool(getattr(node.attrs, "is_fixed_point", False))
 
 
-def shift_problem(
-    shift: Int64 | int, largest: Int64 | int, deepest: int = MAX_RIGHT_SHIFT
-) -> str:
+def shift_problem(shift: Int64 | int, largest: Int64 | int, deepest: int = MAX_RIGHT_SHIFT) -> str:
     """Why the library's result would be undefined, or ''.
 
     shift: int[C]. largest: the greatest magnitude [C] of a value that is rescaled. deepest: the

@@ -239,9 +239,7 @@ def make_linear(
         oracle = OrtLinear(scale, bias, offset, y.zero_point, *limits)
     else:
         product = (np.float32(x.quant.scale) * w_scale).astype(np.float32)
-        oracle = OrtMatMulFloatBias(
-            product, reader.bias, offset, y.scale, y.zero_point, *limits
-        )
+        oracle = OrtMatMulFloatBias(product, reader.bias, offset, y.scale, y.zero_point, *limits)
     real = np.float64(x.quant.scale) * w_scale.astype(np.float64) / y.scale
     return Linear(weights, oracle, real, *limits)
 

@@ -89,9 +89,7 @@ def lower_matmul(emitter: Emitter, island: Island, node: Node) -> Value | None:
             "Operands of the same rank, at least 2, and the same leading axes are supported.",
         )  # fmt: skip
         return None
-    reader = linear.read_epilogue(
-        emitter, island, node, len(node.output.type.shape) - 1, None
-    )
+    reader = linear.read_epilogue(emitter, island, node, len(node.output.type.shape) - 1, None)
     if reader is None:
         return None
     if reader.bias.any() or np.any(reader.gain != 1):
@@ -104,9 +102,7 @@ def lower_matmul(emitter: Emitter, island: Island, node: Node) -> Value | None:
     zero = np.zeros(1, np.int64)
     oracle = OrtLinear(np.array([scale], np.float32), zero, zero, y.zero_point, *limits)
     attrs = MatMulAttrs(a.quant.zero_point, b.quant.zero_point, oracle, float(scale))
-    return emitter.emit(
-        "matmul", island.name, (a.value, b.value), island.output_type, attrs
-    )
+    return emitter.emit("matmul", island.name, (a.value, b.value), island.output_type, attrs)
 
 
 class MatMulS8(Kernel):

@@ -87,9 +87,7 @@ def lower_split(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tupl
         starts = [0] * rank
         starts[axis] = start
         start += value.type.shape[axis]
-        results.append(
-            _emit(emitter, f"{node.name}:{k}", x, value.type.shape, starts, [1] * rank)
-        )
+        results.append(_emit(emitter, f"{node.name}:{k}", x, value.type.shape, starts, [1] * rank))
     return tuple(results)
 
 

@@ -45,9 +45,7 @@ def onnx_window(
         if begin[k] + end[k] < needed[k]:
             end[k] = needed[k] - begin[k]
     if rank == 1:
-        return Window(
-            (1, kernel[0]), (1, strides[0]), (1, dilations[0]), (0, begin[0], 0, end[0])
-        )
+        return Window((1, kernel[0]), (1, strides[0]), (1, dilations[0]), (0, begin[0], 0, end[0]))
     return Window(
         (kernel[0], kernel[1]),
         (strides[0], strides[1]),
