@@ -44,7 +44,8 @@ def test_the_same_on_the_emulated_core_with_counts(folder: Path) -> None:
     assert report.instructions_per_inference is not None
     # The layers are counted in a profiled build, whose code differs a little from the plain one.
     total = report.instructions_per_inference
-    assert abs(total - sum(counts)) <= total / 100
+    # Calls and hooks between the layers are in the total alone.
+    assert 0.95 * total <= sum(counts) <= 1.01 * total
     assert report.ram_bytes == report.arena_bytes + (report.stack_bytes or 0)
     assert report.flash_bytes == (report.code_bytes or 0) + (report.constant_bytes or 0)
 
