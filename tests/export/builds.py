@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -11,10 +12,16 @@ STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wmissing-prototype
 STUBS = Path(__file__).with_name("stubs")
 
 
+def outer_make_forgotten() -> dict[str, str]:
+    """The environment without what `make test` leaves in it for a make of its own."""
+    inherited = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    return {name: value for name, value in os.environ.items() if name not in inherited}
+
+
 def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False,
-        stdin=subprocess.DEVNULL, timeout=120,
+        stdin=subprocess.DEVNULL, timeout=120, env=outer_make_forgotten(),
     )  # fmt: skip
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import export_models
 import onnx
 import pytest
-from builds import STRICT, run
+from builds import STRICT, outer_make_forgotten, run
 from elftools.elf.elffile import ELFFile
 
 import tinyq
@@ -195,6 +195,9 @@ def test_make_says_when_it_does_not_fit(compiled, tmp_path: Path) -> None:
     export(compiled("cortex-m3"), "bare", tmp_path, board="stm32vldiscovery")
     script = tmp_path / "board" / "link.ld"
     script.write_text(script.read_text().replace("LENGTH = 0x2000", "LENGTH = 0x100"))
-    done = subprocess.run(["make", "-s"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "-s"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=outer_make_forgotten(),
+    )  # fmt: skip
     assert done.returncode != 0
     assert "overflowed" in done.stderr or "will not fit" in done.stderr

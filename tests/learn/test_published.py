@@ -10,7 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-FOLDER = Path(os.environ.get("TINYQ_MODELS", "")) / "apot"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "models"
+MODELS = Path(os.environ.get("TINYQ_MODELS", SHARED))
+FOLDER = MODELS / "apot"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = [
     *(f"cifar10_resnet20_{b}bit" for b in (4, 3, 2)),
@@ -20,8 +22,8 @@ NAMES = [
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(
-        not os.environ.get("TINYQ_MODELS") or not FOLDER.is_dir(),
-        reason="TINYQ_MODELS does not name a folder with the published networks (apot/*.npz)",
+        not FOLDER.is_dir(),
+        reason="no published networks (apot/*.npz): neither TINYQ_MODELS nor ../shared/models",
     ),
 ]
 
@@ -29,6 +31,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _examples_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("TINYQ_MODELS", str(MODELS))
     for name in ("resnet20", "apot_networks", "apot_thresholds"):
         sys.modules.pop(name, None)
 
