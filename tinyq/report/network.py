@@ -37,7 +37,7 @@ def exactness_text(exactness: Mapping[str, Any]) -> str:
 def why(layer: Mapping[str, Any]) -> str:
     """Why the layer's kernel was chosen; refusals matter where only a portable one is left."""
     parts = [layer["reason"]] if layer["reason"] else []
-    if layer["reason"] == "portable":
+    if layer["reason"] == "portable" and not layer["alternatives"]:
         parts += [f"{entry['kernel']}: {entry['reason']}" for entry in layer["refusals"]]
     if layer["alternatives"]:
         parts.append(f"best of {len(layer['alternatives']) + 1}")
@@ -56,7 +56,7 @@ def layer_table(manifest: Manifest) -> Table:
     table.add_column("flash", count(manifest["constant_bytes"]), justify="right")
     table.add_column("arena", count(manifest["arena_bytes"]), justify="right")
     table.add_column("instructions", count(manifest["instructions"]), justify="right")
-    table.add_column("kernel, and why", overflow="fold")
+    table.add_column("kernel", overflow="fold")
     table.add_column("exactness", verdict(layers), overflow="fold")
     for layer in layers:
         exactness = layer["exactness"]
@@ -69,15 +69,10 @@ def layer_table(manifest: Manifest) -> Table:
             count(layer["constant_bytes"]),
             count(layer["live_bytes"]),
             count(layer["instructions"]),
-            _kernel(layer),
+            layer["kernel"],
             Text(exactness_text(exactness), style="" if exactness["exact"] else "bold red"),
         )
     return table
-
-
-def _kernel(layer: Mapping[str, Any]) -> Text:
-    reason = why(layer)
-    return Text.assemble(layer["kernel"], (f" ({reason})" if reason else "", "dim"))
 
 
 def verdict(layers: Iterable[Mapping[str, Any]]) -> str:
@@ -139,6 +134,18 @@ def _fixes(proved: Sequence[Mapping[str, Any]]) -> str:
     return f", {fixes} of them corrected one by one" if fixes else ""
 
 
+def kernel_lines(manifest: Manifest) -> list[str]:
+    """Why each kernel was chosen: one line for the layers that share kernel and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for layer in manifest["layers"]:
+        groups.setdefault((layer["kernel"], why(layer)), []).append(str(layer["index"]))
+    return [
+        f"kernel {kernel} (layer{'s' if len(indices) > 1 else ''} {', '.join(indices)}): {reason}"
+        for (kernel, reason), indices in groups.items()
+        if reason
+    ]
+
+
 def port_lines(manifest: Manifest) -> list[str]:
     """One line for every input and output: what the C code takes and gives."""
     lines = []
@@ -174,6 +181,7 @@ def network_report(manifest: Manifest) -> RenderableType:
     notes = [Text(f"Note: {note}", "yellow") for note in manifest.get("notes", ())]
     return Group(
         layer_table(manifest),
+        *(Text(line, "dim") for line in kernel_lines(manifest)),
         *(Text(line) for line in port_lines(manifest)),
         *libraries,
         *notes,
