@@ -26,7 +26,7 @@ from tinyq.ops.binary import (
     Pairs,
     apply_fixes,
     broadcast_shape,
-    computed_first,
+    emit_pair,
     fix_constants,
     inline_fixes,
     loops_of,
@@ -108,18 +108,7 @@ def lower_add(emitter: Emitter, island: Island, node: Node) -> Value | None:
         return None
     a, b, wanted = pair.a, pair.b, pair.wanted
     attrs = synthesize_add(wanted, island, a, b, -1 if node.op == "Sub" else 1)
-    if attrs is None:
-        emitter.refuse(
-            "TQ202", node, "what follows it in float is not a clamp",
-            "Quantize the tensor between the two operators.",
-        )  # fmt: skip
-        return None
-    if computed_first(a.value, b.value):
-        values = (a.value, b.value)
-    else:
-        values = (b.value, a.value)
-        attrs = attrs.swapped()
-    return emitter.emit("add", island.name, values, island.output_type, attrs)
+    return emit_pair(emitter, island, node, "add", (a.value, b.value), attrs)
 
 
 def synthesize_add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,36 @@ def read_pair(emitter: Emitter, island: Island, node: Node) -> PairIsland | None
 def computed_first(a: Value, b: Value) -> bool:
     """Whether the operands are in the order that kernels take: a constant comes second."""
     return not a.is_constant or b.is_constant
+
+
+class PairAttrs(Protocol):
+    """Attributes of an operator of two tensors."""
+
+    def swapped(self) -> PairAttrs:
+        """The same operator with the operands exchanged."""
+        ...
+
+
+def emit_pair(
+    emitter: Emitter,
+    island: Island,
+    node: Node,
+    op: str,
+    values: tuple[Value, Value],
+    attrs: PairAttrs | None,
+) -> Value | None:
+    """Emit ``op`` with a constant operand second; without ``attrs``, refuse ``node``."""
+    if attrs is None:
+        emitter.refuse(
+            "TQ202",
+            node,
+            "what follows it in float is not a clamp",
+            "Quantize the tensor between the two operators.",
+        )
+        return None
+    if not computed_first(*values):
+        values, attrs = (values[1], values[0]), attrs.swapped()
+    return emitter.emit(op, island.name, values, island.output_type, attrs)
 
 
 def all_pairs(emitter: Emitter, island: Island) -> Pairs:

@@ -126,13 +126,10 @@ def _attrs(node: Node) -> Conv2dAttrs:
 
 def lower_conv(emitter: Emitter, island: Island, node: Node) -> Value | None:
     """Conv of the QDQ graph: NCHW or NCW activations, OIHW weights."""
-    x = island.sources.get(node.input(0))
-    if x is None:
-        emitter.refuse("TQ202", node, f"its input '{node.input(0).name}' is not quantized")
+    operands = linear.operands_of(emitter, island, node)
+    if operands is None:
         return None
-    found = linear.weights_of(emitter, island, node, node.input(1))
-    if found is None:
-        return None
+    x, found = operands
     rank = len(x.value.type.shape)
     if rank not in (3, 4):
         emitter.refuse("TQ203", node, f"{rank - 2} spatial dimensions", "1 and 2 are supported.")

@@ -81,13 +81,10 @@ def _attrs(node: Node) -> DenseAttrs:
 
 def lower_dense(emitter: Emitter, island: Island, node: Node) -> Value | None:
     """Gemm, or MatMul whose second operand is constant."""
-    x = island.sources.get(node.input(0))
-    if x is None:
-        emitter.refuse("TQ202", node, f"its input '{node.input(0).name}' is not quantized")
+    operands = linear.operands_of(emitter, island, node)
+    if operands is None:
         return None
-    found = linear.weights_of(emitter, island, node, node.input(1))
-    if found is None:
-        return None
+    x, found = operands
     if found.integers.ndim != 2 or node.attrs.get("transA", 0):
         emitter.refuse("TQ203", node, "weights of more than 2 axes, or transA=1")
         return None

@@ -62,6 +62,18 @@ def weights_of(
     return found
 
 
+def operands_of(
+    emitter: Emitter, island: Island, node: Node
+) -> tuple[Source, QuantizedConstant] | None:
+    """The quantized input and weights of a linear node, or None after refusing it."""
+    x = island.sources.get(node.input(0))
+    if x is None:
+        emitter.refuse("TQ202", node, f"its input '{node.input(0).name}' is not quantized")
+        return None
+    found = weights_of(emitter, island, node, node.input(1))
+    return None if found is None else (x, found)
+
+
 def per_output(constant: QuantizedConstant, axis: int, channels: int) -> Float32 | None:
     """Scales float32 [channels] when they vary along ``axis`` at most, else None."""
     scales = constant.quant.scale_array()

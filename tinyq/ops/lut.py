@@ -182,9 +182,4 @@ class LutS8(Kernel):
         )
 
 
-def type_of_table(table: AnyArray) -> DType:
-    """Element type of a table."""
-    return DType.of(table)
-
-
 Lut.kernels = (LutS8(),)

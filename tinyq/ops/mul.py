@@ -20,7 +20,7 @@ from tinyq.ops.binary import (
     Pairs,
     apply_fixes,
     broadcast_shape,
-    computed_first,
+    emit_pair,
     fix_constants,
     inline_fixes,
     loops_of,
@@ -94,18 +94,7 @@ def lower_mul(emitter: Emitter, island: Island, node: Node) -> Value | None:
     scale = a.quant.scale * b.quant.scale / island.quant.scale
     zeros = (a.quant.zero_point, b.quant.zero_point, island.quant.zero_point)
     attrs = synthesize_mul(wanted, scale, zeros)
-    if attrs is None:
-        emitter.refuse(
-            "TQ202", node, "what follows it in float is not a clamp",
-            "Quantize the tensor between the two operators.",
-        )  # fmt: skip
-        return None
-    if computed_first(a.value, b.value):
-        values = (a.value, b.value)
-    else:
-        values = (b.value, a.value)
-        attrs = attrs.swapped()
-    return emitter.emit("mul", island.name, values, island.output_type, attrs)
+    return emit_pair(emitter, island, node, "mul", (a.value, b.value), attrs)
 
 
 def synthesize_mul(wanted: Pairs, scale: float, zeros: tuple[int, int, int]) -> MulAttrs | None:

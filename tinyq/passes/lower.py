@@ -97,7 +97,7 @@ def lower(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> tuple[Graph,
     return check(without_dead_nodes(result)), tuple(lowering.emitter.notes)
 
 
-def _array_quant(node: Node, dtype: DType) -> QuantParams:
+def _array_quant(node: Node) -> QuantParams:
     """Parameters of a Q or DQ node as stored, checked to be usable."""
     scales = np.asarray(node.input(1).array, np.float32).reshape(-1)
     zero = node.optional_input(2)
@@ -108,7 +108,6 @@ def _array_quant(node: Node, dtype: DType) -> QuantParams:
     axis = None
     if scales.size > 1:
         axis = int(node.attrs.get("axis", 1))
-    del dtype
     return QuantParams(tuple(map(float, scales)), tuple(map(int, zeros)), axis)
 
 
@@ -182,7 +181,7 @@ class _Lowering:
             self._refuse_edge(value, f"the float input '{value.name}' is not quantized once")
             return Value(value.name, TensorType(value.type.shape, DType.INT8))
         dtype = quantizers[0].output.type.dtype
-        quant = _array_quant(quantizers[0], dtype)
+        quant = _array_quant(quantizers[0])
         if dtype not in _ACTIVATIONS or not quant.is_per_tensor:
             self._refuse_edge(value, _unfit(value, dtype, quant), "TQ204")
             return Value(value.name, TensorType(value.type.shape, DType.INT8))
@@ -212,7 +211,7 @@ class _Lowering:
             current = pending.pop()
             for node in self.graph.uses(current):
                 if node.op == "DequantizeLinear":
-                    return _array_quant(node, current.type.dtype)
+                    return _array_quant(node)
                 if node.op in MOVES and node not in seen:
                     seen.add(node)
                     pending += node.outputs
@@ -386,7 +385,7 @@ class _Lowering:
         constants: dict[Value, QuantizedConstant] = {}
         if not self._collect(quantize.input(0), nodes, sources, constants):
             return None
-        quant = _rebase(_array_quant(quantize, dtype), dtype)
+        quant = _rebase(_array_quant(quantize), dtype)
         if quant is None or not quant.is_per_tensor:
             raise TinyqError(_bad(quantize, "an activation with one scale a channel"))
         shift = 128 if dtype is DType.UINT8 else 0
@@ -423,7 +422,7 @@ class _Lowering:
         constants: dict[Value, QuantizedConstant],
     ) -> bool:  # fmt: skip
         stored, dtype = node.input(0), node.input(0).type.dtype
-        quant = _array_quant(node, dtype)
+        quant = _array_quant(node)
         if stored.is_constant:
             integers = stored.array.astype(np.int64)
             axis = quant.axis
