@@ -290,6 +290,13 @@ _register(
     "The CMSIS-NN that was found does not have a function that a kernel calls.",
     "Use a newer CMSIS-NN; docs/cmsis-nn.md lists the versions that were tested.",
 )
+_register(
+    "TQ410",
+    7,
+    "executed instructions cannot be counted",
+    "QEMU's plugin that counts every instruction could not be built on this machine.",
+    "Install a C compiler for this machine (apt install gcc libc6-dev), or name one in TINYQ_CC.",
+)
 # --- 5xx: samples and verification ----------------------------------------------------------------
 _register(
     "TQ501",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import (
+    BOARDS,
     CORES,
     GOALS,
     MODELS,
@@ -54,6 +55,8 @@ def main() -> int:
                 theirs += _with_library(network, core)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = report(figures, theirs)
+    if library:
+        text += "\n".join(_beside_boards())
     (arguments.out / "bench.md").write_text(text, encoding="utf-8")
     found = {**as_json(figures), "cmsis_nn": as_json(theirs)["figures"]}
     (arguments.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -186,6 +189,21 @@ def _library(figures: list[Figures], theirs: list[Figures]) -> list[str]:
         "ratio",
     )
     return ["## Layers beside CMSIS-NN", "", *_table(head, rows)] if rows else []
+
+
+def _beside_boards() -> list[str]:
+    """Estimated cycles of CMSIS-NN's functions beside what boards took with them."""
+    published = json.loads(BOARDS.read_text(encoding="utf-8"))
+    rows: list[tuple[object, ...]] = []
+    for board in published["boards"]:
+        for network, milliseconds in board["milliseconds"].items():
+            f = measure(
+                network, board["core"], "speed", kernels="cmsis-nn", oracle="cmsis-nn", cycles=True
+            )
+            taken = round(milliseconds * board["clock_hz"] / 1e3)
+            rows.append((board["name"], network, f.cycles, taken, f"{taken / f.cycles:.2f}"))
+    head = ("board", "network", "estimated cycles", "cycles on the board", "ratio")
+    return ["## Estimates beside boards", "", published["source"], "", *_table(head, rows)]
 
 
 def _layers(f: Figures) -> list[str]:

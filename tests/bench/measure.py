@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from bench.cycles import estimate
 
 from tinyq.api import CompileOptions, compile_model
 from tinyq.build import load_network
@@ -21,6 +20,7 @@ HERE = Path(__file__).parent
 MODELS = HERE.parents[1].parent / "shared" / "models" / "mlperf-tiny"
 RECORDED = HERE / "recorded.json"
 REFERENCE = HERE / "reference.json"
+BOARDS = HERE / "boards.json"
 
 NETWORKS = ("kws", "vww", "ic", "ad", "sww")
 CORES = (
@@ -88,9 +88,10 @@ def measure(
     layers: bool = False,
     kernels: str = "tinyq",
     cycles: bool = False,
+    oracle: str = "ort",
 ) -> Figures:
     """Compile, build and run one inference of a network; raises what those raise."""
-    options = CompileOptions(core, name=network, optimize=goal, kernels=kernels)
+    options = CompileOptions(core, name=network, optimize=goal, kernels=kernels, oracle=oracle)
     compiled = compile_model(MODELS / f"{network}_int8.onnx", options)
     manifest = compiled.program.manifest
     value = compiled.graph.inputs[0]
@@ -98,8 +99,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         write_program(compiled.program, Path(folder) / network)
         loaded = load_network(Path(folder) / network)
-        run = run_network(loaded, [x], RunOptions(layers=layers))
-        timed = estimate(Path(folder) / network, [x], Path(folder)).cycles if cycles else 0
+        run = run_network(loaded, [x], RunOptions(layers=layers or cycles, costs=cycles))
     footprint, trace = run.artifact.footprint, run.trace
     assert footprint is not None
     assert trace.instructions_per_inference is not None
@@ -121,7 +121,7 @@ def measure(
         code=footprint.code_bytes, constants=footprint.constant_bytes,
         arena=loaded.arena_bytes, data=footprint.data_bytes, stack=trace.stack_bytes or 0,
         arena_bound=manifest["arena_lower_bound"], macs=manifest["macs"], equal=equal,
-        layers=counted, cycles=timed,
+        layers=counted, cycles=round(run.costs.total.cycles) if run.costs else 0,
     )  # fmt: skip
 
 

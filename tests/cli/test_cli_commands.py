@@ -129,7 +129,13 @@ def test_profile_counts_every_layer(folder: Path) -> None:
     assert abs(found["instructions"] - counted) <= found["instructions"] / 100
     conv = next(x for x in found["layers"] if x["op"] == "conv2d")
     assert conv["instructions_per_mac"] == conv["instructions"] / (4 * 6 * 5 * 27)
-    assert "Most time is spent in" in invoke("profile", folder)
+    assert found["cycles"] > found["instructions"]
+    assert sum(x["cycles"] for x in found["functions"]) == pytest.approx(found["cycles"], rel=0.01)
+    text = invoke("profile", folder, "--board", "nucleo-l4r5zi", "--functions")
+    assert "Most time is spent in" in text
+    assert f"{found['cycles'] / 120e3:.3g} ms at 120 MHz" in text
+    assert "1.4 times the estimate" in text
+    assert "net_invoke" in text or "model_invoke" in text
 
 
 def test_profile_compares(folder: Path, tmp_path: Path) -> None:

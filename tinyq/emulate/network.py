@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyq.build import Artifact, Network, build_firmware, build_host
+from tinyq.emulate.costs import NetworkCosts, network_costs
 from tinyq.emulate.host import HostRunner
 from tinyq.emulate.qemu import QemuRunner
 from tinyq.emulate.runner import DEFAULT_TIMEOUT, Emulator, Samples
@@ -23,13 +24,15 @@ class RunOptions:
     """How to build and run.
 
     ``emulator`` is one of ``EMULATORS``. ``layers`` records every layer, by a second, profiled
-    build. ``target`` and ``board`` replace the manifest's target and the core's emulated board.
+    build; ``costs`` also counts what each layer executes, function by function (QEMU only).
+    ``target`` and ``board`` replace the manifest's target and the core's emulated board.
     ``sanitize`` is for the host only, ``allow_float`` for firmware only; ``timeout`` is in seconds
     a run.
     """
 
     emulator: str = "qemu"
     layers: bool = False
+    costs: bool = False
     target: str = ""
     board: str = ""
     sanitize: bool = False
@@ -41,11 +44,13 @@ class RunOptions:
 class NetworkRun:
     """A trace and the (unprofiled) artifact it came from.
 
-    The artifact's files are gone: only what was read from them is left.
+    The artifact's files are gone: only what was read from them is left. ``costs`` holds what the
+    first sample cost, if that was asked for.
     """
 
     trace: RunTrace
     artifact: Artifact
+    costs: NetworkCosts | None = None
 
 
 def run_network(
@@ -66,6 +71,7 @@ def run_network(
     runner: Emulator = HostRunner() if options.emulator == "host" else QemuRunner()
     with tempfile.TemporaryDirectory(prefix="tinyq-build-") as name:
         folder = Path(name)
+        costs: NetworkCosts | None = None
         artifact = _build(network, folder / "plain", options, profile=False)
         trace = runner.run(artifact, samples, timeout=options.timeout)
         if options.layers:
@@ -77,7 +83,9 @@ def run_network(
                 layer_instructions=by_layer.layer_instructions,
                 elapsed=trace.elapsed + by_layer.elapsed,
             )
-    return NetworkRun(trace, artifact)
+            if options.costs:
+                costs = network_costs(profiled, [array[:1] for array in samples])
+    return NetworkRun(trace, artifact, costs)
 
 
 def _build(network: Network, folder: Path, options: RunOptions, *, profile: bool) -> Artifact:

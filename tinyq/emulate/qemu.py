@@ -8,6 +8,8 @@ than half an instruction, so that rounding gives the exact number; 32 bits of ti
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +23,14 @@ _SHIFT = 8
 _NS_PER_INSTRUCTION = 1 << _SHIFT
 
 
+@dataclass
 class QemuRunner:
-    """QEMU's system emulation of the artifact's board, with semihosting for the files."""
+    """QEMU's system emulation of the artifact's board, with semihosting for the files.
+
+    ``arguments`` are further ones for QEMU.
+    """
+
+    arguments: tuple[str, ...] = ()
 
     name = "qemu"
 
@@ -39,6 +47,7 @@ class QemuRunner:
             *("-icount", f"shift={_SHIFT},sleep=off"),
             *("-semihosting-config", "enable=on,target=native"),
             *("-kernel", str(artifact.executable)),
+            *self.arguments,
         ]
         timer = machine.timer
         ticks = None if timer is None else instructions_from_ticks(timer.clock_hz)

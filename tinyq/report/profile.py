@@ -13,10 +13,6 @@ from tinyq.report.formats import count, share, shortened, size
 from tinyq.verification.profile import LayerProfile, Profile
 
 _HOT = 0.2
-NO_CYCLES = (
-    "Instructions are counted. Cycles are not given: they depend on flash wait states, caches and "
-    "the mix of instructions, which an emulator does not see."
-)
 
 
 def profile_report(profile: Profile) -> RenderableType:
@@ -29,15 +25,48 @@ def profile_report(profile: Profile) -> RenderableType:
     table.add_column("MACs", count(profile.macs), justify="right")
     table.add_column("instructions", count(profile.instructions), justify="right")
     table.add_column("per MAC", _ratio(profile.instructions_per_mac), justify="right")
+    table.add_column("cycles", count(profile.cycles), justify="right")
+    table.add_column("MACs/cycle", _ratio(profile.macs_per_cycle), justify="right")
     table.add_column("share", "100%", justify="right")
+    whole = profile.cycles or profile.instructions
     for layer in profile.layers:
-        hot = layer.instructions > _HOT * profile.instructions
+        taken = _weight(layer)
         table.add_row(
             str(layer.index), shortened(layer.name), layer.op, layer.kernel, count(layer.macs),
-            count(layer.instructions), _ratio(layer.instructions_per_mac),
-            share(layer.instructions, profile.instructions), style="bold yellow" if hot else "",
+            count(layer.instructions), _ratio(layer.instructions_per_mac), count(layer.cycles),
+            _ratio(layer.macs_per_cycle), share(taken, whole),
+            style="bold yellow" if taken > _HOT * whole else "",
         )  # fmt: skip
-    return Group(table, Text(_summary(profile)), Text(hot_spots(profile)), Text(NO_CYCLES, "dim"))
+    lines = [Text(line) for line in (_summary(profile), _speed(profile), hot_spots(profile))]
+    return Group(table, *lines, Text(cycles_text(profile), "dim"))
+
+
+def function_report(profile: Profile) -> RenderableType:
+    """What every function costs over one inference, most cycles first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("function", overflow="fold")
+    table.add_column("instructions", justify="right")
+    table.add_column("cycles", justify="right")
+    table.add_column("share", justify="right")
+    for function in profile.functions:
+        part = share(function.cycles, profile.cycles or 0)
+        table.add_row(function.name, count(function.instructions), count(function.cycles), part)
+    return table
+
+
+def cycles_text(profile: Profile) -> str:
+    """What the cycles are, and how far they have been from boards."""
+    if profile.cycles is None:
+        return profile.cycles_note
+    timing = profile.core.timing
+    text = f"Instructions are counted, cycles estimated from them ({timing.source})."
+    if timing.boards:
+        text += f" On boards: {timing.boards}"
+    return text
+
+
+def _weight(layer: LayerProfile) -> int:
+    return layer.instructions if layer.cycles is None else layer.cycles
 
 
 def _ratio(value: float | None) -> str:
@@ -52,10 +81,25 @@ def _summary(profile: Profile) -> str:
     )
 
 
+def _speed(profile: Profile) -> str:
+    if profile.cycles is None:
+        return ""
+    text = f"About {count(profile.cycles)} cycles"
+    if profile.milliseconds is not None:
+        text += f", {profile.milliseconds:.3g} ms at {profile.clock_hz / 1e6:g} MHz"
+    if profile.mac_efficiency is not None:
+        text += (
+            f"; {profile.macs_per_cycle:.2f} MACs a cycle, {100 * profile.mac_efficiency:.0f}% of "
+            "what the core's instructions allow"
+        )
+    return text
+
+
 def hot_spots(profile: Profile) -> str:
     """The layers that together take most of the time, in a sentence."""
-    order = sorted(profile.layers, key=lambda layer: -layer.instructions)[:3]
-    named = [f"{shortened(x.name)} ({share(x.instructions, profile.instructions)})" for x in order]
+    order = sorted(profile.layers, key=_weight, reverse=True)[:3]
+    whole = profile.cycles or profile.instructions
+    named = [f"{shortened(x.name)} ({share(_weight(x), whole)})" for x in order]
     return f"Most time is spent in {', '.join(named)}." if named else ""
 
 
@@ -79,7 +123,11 @@ def comparison_report(first: Profile, second: Profile) -> RenderableType:
         f"flash {count(first.flash_bytes)} -> {count(second.flash_bytes)} bytes ({flash}), "
         f"arena {count(first.arena_bytes)} -> {count(second.arena_bytes)} bytes ({arena})"
     )
-    return Group(table, Text(sizes))
+    cycles = ""
+    if first.cycles and second.cycles:
+        change = _change(first.cycles, second.cycles)
+        cycles = f"cycles (estimates) {count(first.cycles)} -> {count(second.cycles)} ({change})"
+    return Group(table, Text(sizes), Text(cycles))
 
 
 def kernels_report(profiles: Mapping[str, Profile]) -> RenderableType:
@@ -104,7 +152,7 @@ def kernels_report(profiles: Mapping[str, Profile]) -> RenderableType:
         f"{size(p.stack_bytes)}"
         for choice, p in profiles.items()
     )
-    return Group(table, Text(sizes), Text(NO_CYCLES, "dim"))
+    return Group(table, Text(sizes))
 
 
 def _title(profile: Profile) -> str:

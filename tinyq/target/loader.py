@@ -6,7 +6,7 @@ import difflib
 import itertools
 import tomllib
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,7 +123,7 @@ def read_core(file: Path, isa: str = "", mul_cycles: int = 0) -> Core:
         unaligned=features.get("unaligned", bool),
         fpu=features.choice("fpu", _FPUS),
         mul_cycles=mul_cycles or default_cycles,
-        timing=_cycle_table(top.table("timing")),
+        timing=_with_multiplier(_cycle_table(top.table("timing")), mul_cycles),
         board=top.get("board", str),
         source=top.get("source", str),
         default_isa=default_isa,
@@ -283,16 +283,23 @@ def _read(file: Path) -> _Table:
     return top
 
 
+def _with_multiplier(timing: CycleTable, mul_cycles: int) -> CycleTable:
+    return replace(timing, multiply=float(mul_cycles)) if mul_cycles else timing
+
+
 def _cycle_table(table: _Table) -> CycleTable:
     costs = {
         field.name: table.get(field.name, float, 0.0 if field.name == "vector" else None)
         for field in fields(CycleTable)
-        if field.name not in ("source", "estimate")
+        if field.name not in ("source", "estimate", "boards")
     }
     if min(costs.values()) < 0:
         raise table.bad("a cycle count is negative")
     cycles = CycleTable(
-        source=table.get("source", str), estimate=table.get("estimate", bool), **costs
+        source=table.get("source", str),
+        estimate=table.get("estimate", bool),
+        boards=table.get("boards", str, ""),
+        **costs,
     )
     table.done()
     return cycles

@@ -1,7 +1,9 @@
-/* A QEMU TCG plugin that counts how often each instruction runs.
+/* A QEMU TCG plugin that counts how often each instruction runs, in phases.
  *
- * Writes "address count" lines, both hexadecimal, to the file of the argument out=. The few functions
- * of the plugin interface (version 1) that it needs are declared here, for no package installs them. */
+ * Arguments: out=FILE, and any number of mark=ADDRESS (hexadecimal). A new phase begins just before
+ * the instruction at a mark runs. The file has lines "phase address count", the phase decimal, the
+ * others hexadecimal, without those that did not run. The few functions of the plugin interface
+ * (version 1) that it needs are declared here, for no package installs them. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +14,7 @@ struct qemu_plugin_tb;
 struct qemu_plugin_insn;
 typedef void (*translate_callback)(plugin_id, struct qemu_plugin_tb *);
 typedef void (*exit_callback)(plugin_id, void *);
+typedef void (*execute_callback)(unsigned, void *);
 
 void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id id, translate_callback callback);
 void qemu_plugin_register_atexit_cb(plugin_id id, exit_callback callback, void *data);
@@ -20,18 +23,26 @@ struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 void qemu_plugin_register_vcpu_insn_exec_inline(
     struct qemu_plugin_insn *insn, int operation, void *address, uint64_t amount);
+void qemu_plugin_register_vcpu_insn_exec_cb(
+    struct qemu_plugin_insn *insn, execute_callback callback, int flags, void *data);
 
 #define ADD_U64 0
+#define NO_REGISTERS 0
 #define BUCKETS 65536u
+#define MARKS 16
 
 struct counter {
     uint64_t address;
     uint64_t count;
+    uint64_t reported;
     struct counter *next;
 };
 
 static struct counter *buckets[BUCKETS];
-static char path[4096];
+static uint64_t marks[MARKS];
+static int mark_count;
+static unsigned long phase;
+static FILE *output;
 
 static struct counter *find(uint64_t address) {
     struct counter **at = &buckets[(address >> 1) % BUCKETS];
@@ -50,11 +61,44 @@ static struct counter *find(uint64_t address) {
     return made;
 }
 
+/* Ends a phase: what ran since the last one ended. */
+static void report(void) {
+    for (unsigned i = 0; i < BUCKETS; i++) {
+        for (struct counter *c = buckets[i]; c != NULL; c = c->next) {
+            if (c->count != c->reported) {
+                fprintf(output, "%lu %" PRIx64 " %" PRIx64 "\n", phase, c->address,
+                        c->count - c->reported);
+                c->reported = c->count;
+            }
+        }
+    }
+}
+
+static void next_phase(unsigned cpu, void *data) {
+    (void)cpu;
+    (void)data;
+    report();
+    phase++;
+}
+
+static int is_mark(uint64_t address) {
+    for (int i = 0; i < mark_count; i++) {
+        if (marks[i] == address) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 static void translate(plugin_id id, struct qemu_plugin_tb *tb) {
     (void)id;
     for (size_t i = 0; i < qemu_plugin_tb_n_insns(tb); i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
-        struct counter *counter = find(qemu_plugin_insn_vaddr(insn));
+        const uint64_t address = qemu_plugin_insn_vaddr(insn);
+        struct counter *counter = find(address);
+        if (is_mark(address)) {
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, next_phase, NO_REGISTERS, NULL);
+        }
         qemu_plugin_register_vcpu_insn_exec_inline(insn, ADD_U64, &counter->count, 1);
     }
 }
@@ -62,16 +106,8 @@ static void translate(plugin_id id, struct qemu_plugin_tb *tb) {
 static void finish(plugin_id id, void *data) {
     (void)id;
     (void)data;
-    FILE *file = fopen(path, "w");
-    if (file == NULL) {
-        return;
-    }
-    for (unsigned i = 0; i < BUCKETS; i++) {
-        for (struct counter *c = buckets[i]; c != NULL; c = c->next) {
-            fprintf(file, "%" PRIx64 " %" PRIx64 "\n", c->address, c->count);
-        }
-    }
-    fclose(file);
+    report();
+    fclose(output);
 }
 
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
@@ -81,10 +117,17 @@ __attribute__((visibility("default"))) int qemu_plugin_install(
     (void)info;
     for (int i = 0; i < argc; i++) {
         if (strncmp(argv[i], "out=", 4) == 0) {
-            snprintf(path, sizeof path, "%s", argv[i] + 4);
+            output = fopen(argv[i] + 4, "w");
+        } else if (strncmp(argv[i], "mark=", 5) == 0 && mark_count < MARKS) {
+            marks[mark_count++] = strtoull(argv[i] + 5, NULL, 16);
+        } else {
+            return 1;
         }
+    }
+    if (output == NULL) {
+        return 1;
     }
     qemu_plugin_register_vcpu_tb_trans_cb(id, translate);
     qemu_plugin_register_atexit_cb(id, finish, NULL);
-    return path[0] == '\0';
+    return 0;
 }
