@@ -133,11 +133,13 @@ def tasks() -> list[Task]:
     ]
 
 
-MAX = PtqConfig(calibrator="max")
+PLAIN: dict[str, Any] = {"bias_correction": False}  # what a calibrator does by itself
+MAX = PtqConfig(calibrator="max", **PLAIN)
 CONFIGS = {
     "tinyq, max": MAX,
-    "tinyq, mse + bias correction": PtqConfig(calibrator="mse", bias_correction=True),
-    "tinyq, all + bias correction": PtqConfig(calibrator="all", bias_correction=True),
+    "tinyq, mse": PtqConfig(calibrator="mse", **PLAIN),
+    "tinyq, mse + bias correction (default)": PtqConfig(),
+    "tinyq, all + bias correction": PtqConfig(calibrator="all"),
 }
 
 
@@ -171,19 +173,20 @@ def _row(task: Task, label: str, reference: Array, found: Array) -> str:
 
 
 INT4: dict[str, Any] = {"weights": "int4", "calibrator": "mse"}
+NO_DATA = PtqConfig()
 RESNET = {
     "int8, max": MAX,
-    "int8, percentile": PtqConfig(calibrator="percentile"),
-    "int8, entropy": PtqConfig(calibrator="entropy"),
-    "int8, mse": PtqConfig(calibrator="mse"),
-    "int8, no data": None,
-    "int4 weights, nearest": PtqConfig(**INT4),
-    "int4 weights, bias correction": PtqConfig(**INT4, bias_correction=True),
-    "int4 weights, adaround + bias correction": PtqConfig(
-        **INT4, rounding="adaround", bias_correction=True
-    ),
-    "int4 weights in all layers, adaround": PtqConfig(
-        **INT4, rounding="adaround", bias_correction=True, edges_int8=False
+    "int8, percentile": PtqConfig(calibrator="percentile", **PLAIN),
+    "int8, entropy": PtqConfig(calibrator="entropy", **PLAIN),
+    "int8, mse": PtqConfig(calibrator="mse", **PLAIN),
+    "int8, mse + bias correction (default)": PtqConfig(),
+    "int8, no data": NO_DATA,
+    "int4 weights, nearest": PtqConfig(**INT4, **PLAIN),
+    "int4 weights, bias correction": PtqConfig(**INT4),
+    "int4 weights, adaround": PtqConfig(**INT4, **PLAIN, rounding="adaround"),
+    "int4 weights, adaround + bias correction": PtqConfig(**INT4, rounding="adaround"),
+    "int4 weights in all layers, adaround + bias correction": PtqConfig(
+        **INT4, rounding="adaround", edges_int8=False
     ),
 }
 
@@ -209,7 +212,7 @@ def resnet20_table() -> None:
         print(f"| float | {right:.2%} | | | |")
         for label, config in RESNET.items():
             start = time.monotonic()
-            result = quantize(path, None if config is None else data, config)
+            result = quantize(path, None if config is NO_DATA else data, config)
             seconds = time.monotonic() - start
             print(_resnet_row(label, result.model, test, labels, reference, seconds), flush=True)
 
@@ -225,24 +228,25 @@ def _resnet_row(
     )
 
 
-INT4_MAX: dict[str, Any] = {"weights": "int4", "calibrator": "max"}
+INT4_MAX: dict[str, Any] = {"weights": "int4", "calibrator": "max", **PLAIN}
 CLAIMS = {
     # claim: (what should be better, what should be worse, outliers in the calibration data)
-    "affine over symmetric": (MAX, PtqConfig(calibrator="max", symmetric=True), False),
+    "affine over symmetric": (MAX, PtqConfig(calibrator="max", symmetric=True, **PLAIN), False),
     "per channel over per tensor, int8": (
-        MAX, PtqConfig(calibrator="max", per_channel=False), False,
+        MAX, PtqConfig(calibrator="max", per_channel=False, **PLAIN), False,
     ),
     "per channel over per tensor, int4": (
         PtqConfig(**INT4_MAX), PtqConfig(**INT4_MAX, per_channel=False), False,
     ),
-    "percentile over max": (PtqConfig(calibrator="percentile"), MAX, False),
-    "percentile over max, outliers": (PtqConfig(calibrator="percentile"), MAX, True),
-    "entropy over max": (PtqConfig(calibrator="entropy"), MAX, False),
-    "entropy over max, outliers": (PtqConfig(calibrator="entropy"), MAX, True),
-    "mse over max": (PtqConfig(calibrator="mse"), MAX, False),
-    "mse over max, outliers": (PtqConfig(calibrator="mse"), MAX, True),
+    "percentile over max": (PtqConfig(calibrator="percentile", **PLAIN), MAX, False),
+    "percentile over max, outliers": (PtqConfig(calibrator="percentile", **PLAIN), MAX, True),
+    "entropy over max": (PtqConfig(calibrator="entropy", **PLAIN), MAX, False),
+    "entropy over max, outliers": (PtqConfig(calibrator="entropy", **PLAIN), MAX, True),
+    "mse over max": (PtqConfig(calibrator="mse", **PLAIN), MAX, False),
+    "mse over max, outliers": (PtqConfig(calibrator="mse", **PLAIN), MAX, True),
+    "bias correction, int8": (PtqConfig(calibrator="mse"), PtqConfig(calibrator="mse", **PLAIN), False),
     "bias correction, int4": (
-        PtqConfig(**INT4_MAX, bias_correction=True), PtqConfig(**INT4_MAX), False,
+        PtqConfig(weights="int4", calibrator="max"), PtqConfig(**INT4_MAX), False,
     ),
     "adaround, int4": (
         PtqConfig(**INT4_MAX, rounding="adaround"), PtqConfig(**INT4_MAX), False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tinyq.ir import Graph
     from tinyq.plan import MemoryPlan
     from tinyq.plan.limits import Limits
+    from tinyq.ptq import CalibrationData, PtqConfig, PtqReport, PtqResult
     from tinyq.select import Libraries, Schedule
     from tinyq.target import Core
     from tinyq.verification.profile import Profile
@@ -44,6 +46,8 @@ class CompileOptions:
     one that can differ from the oracle). cmsis_nn: the library's folder, by default CMSIS_NN_DIR.
     ram, flash: most bytes of arena and of constants and code (``32K``; '' without limit).
     board: a board's name: it implies the target, and its memories are limits too.
+    calib: typical samples of a float model, which is quantized first: data of
+    :func:`tinyq.ptq.load_calibration`, or a path that it takes. quantization: how it is quantized.
     """
 
     target: str = ""
@@ -57,30 +61,40 @@ class CompileOptions:
     ram: str = ""
     flash: str = ""
     board: str = ""
+    calib: CalibrationData | Path | str | None = None
+    quantization: PtqConfig | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A compiled network: everything that the stages made, before it is written."""
+    """A compiled network: everything that the stages made, before it is written.
+
+    ``quantization`` is the report of a float model's quantization, if it was one.
+    """
 
     graph: Graph
     schedule: Schedule
     plan: MemoryPlan
     program: Program
     notes: tuple[str, ...]
+    quantization: PtqReport | None = None
 
 
-def lower_model(model: Path, options: CompileOptions) -> tuple[Graph, tuple[str, ...], bytes]:
+def lower_model(
+    model: Path, options: CompileOptions, quantized: onnx.ModelProto | None = None
+) -> tuple[Graph, tuple[str, ...], bytes]:
     """The integer graph of a model file, notes of the passes, and the model as one file.
 
     That file is ONNX, also of a TensorFlow Lite model, unless TensorFlow Lite is the oracle.
+    ``quantized`` is taken in the file's place: what its float network was quantized to.
     """
     from tinyq.frontends.onnx import import_model, opset
     from tinyq.frontends.ort import IslandEvaluator
     from tinyq.ops.lowering import Evaluate
     from tinyq.passes.pipeline import to_integer
 
-    proto = read_model(model)
+    proto = quantized or read_model(model)
+    _refuse_float(proto, model)
     evaluate: Evaluate = IslandEvaluator(opset(proto))
     kept = proto.SerializeToString(deterministic=True)
     if options.oracle == "tflite":
@@ -94,6 +108,45 @@ def lower_model(model: Path, options: CompileOptions) -> tuple[Graph, tuple[str,
     graph = import_model(proto, options.shapes, str(model))
     lowered = to_integer(graph, evaluate, options.oracle)
     return lowered.graph, lowered.notes, kept
+
+
+def _refuse_float(proto: onnx.ModelProto, model: Path) -> None:
+    """One error for a float network or its float layers, in place of one for each node."""
+    from tinyq.ptq.emit import FLOAT_LAYERS
+    from tinyq.ptq.graph import is_float
+
+    left = next((p.value for p in proto.metadata_props if p.key == FLOAT_LAYERS), "")
+    if left:
+        raise error(
+            "TQ202", f"layers that were left in float: {', '.join(json.loads(left))}",
+            "tinyq compiles to integers alone: quantize without --allow-float, or run this file "
+            "in onnxruntime.",
+            file=str(model),
+        )  # fmt: skip
+    if is_float(proto):
+        raise error(
+            "TQ202", "a float model: none of its tensors is quantized",
+            f"Quantize and compile it at once: tinyq compile {model} --calib DATA, or quantize it "
+            f"first: tinyq quantize {model} --calib DATA",
+            file=str(model),
+        )  # fmt: skip
+
+
+def _quantize(model: Path, options: CompileOptions, progress: Progress) -> PtqResult:
+    """Quantize a float model file as the options say. Raises TQ303 and TQ6xx."""
+    from tinyq.ptq import CalibrationData, inputs_of, load_calibration, quantize
+
+    if model.suffix == TFLITE or options.oracle == "tflite":
+        raise error(
+            "TQ303", f"calibration data for {model.name}",
+            "A TensorFlow Lite model is quantized when it is converted; float networks are taken "
+            "as ONNX.",
+        )  # fmt: skip
+    data = options.calib
+    if not isinstance(data, CalibrationData):
+        assert data is not None
+        data = load_calibration(data, inputs_of(model))
+    return quantize(model, data, options.quantization, progress)
 
 
 def read_model(model: Path) -> onnx.ModelProto:
@@ -139,8 +192,11 @@ def compile_model(
     libraries = _libraries(options)
     core = target_core(options.target, options.board)
     name = options.name or default_name(path)
+    if options.calib is None and options.quantization is not None:
+        raise error("TQ605", "how to quantize is given, but no samples", "Give calib too.")
+    result = None if options.calib is None else _quantize(path, options, tell)
     tell("lowering to integers", 0, 1)
-    graph, notes, proto = lower_model(path, options)
+    graph, notes, proto = lower_model(path, options, result.model if result else None)
     tell("generating C", 0, 1)
     fitted = fit(graph, core, Goal(options.optimize), limits, libraries)
     schedule, memory, notes = fitted.schedule, fitted.plan, (*notes, *fitted.notes)
@@ -153,7 +209,8 @@ def compile_model(
         libraries=_called(schedule, options, libraries),
     )
     program = generate(schedule, memory, name, generate_options)
-    return Compiled(graph, schedule, memory, program, notes)
+    report = result.report if result else None
+    return Compiled(graph, schedule, memory, program, notes, report)
 
 
 def target_core(target: str, board: str = "") -> Core:

@@ -488,6 +488,13 @@ _register(
     "pip install 'tinyq[images]', or save the samples as .npz.",
 )
 _register(
+    "TQ610",
+    12,
+    "matplotlib is not installed",
+    "Drawing a plot needs the package matplotlib.",
+    "pip install 'tinyq[plot]', or leave the plot out.",
+)
+_register(
     "TQ620",
     12,
     "no calibration data",

@@ -11,7 +11,8 @@ from tinyq.cli.export import export_command
 from tinyq.cli.inspect import inspect_command
 from tinyq.cli.listings import boards_command, explain_command, ops_command, targets_command
 from tinyq.cli.profile import profile_command
-from tinyq.cli.quantize import quantize_command, sensitivity_command
+from tinyq.cli.quantize import quantize_command
+from tinyq.cli.sensitivity import sensitivity_command
 from tinyq.cli.verify import verify_command
 
 app = typer.Typer(

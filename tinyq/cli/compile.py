@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from tinyq.cli import calibration as quantizing
 from tinyq.cli.console import Json, Quiet, guarded, progress, show, show_json
 from tinyq.errors import error
 
@@ -35,7 +37,8 @@ Format = Annotated[
 @guarded
 def compile_command(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A quantized ONNX or TFLite file.")
+        Path,
+        typer.Argument(metavar="MODEL", help="A quantized ONNX or TFLite file, or float ONNX."),
     ],
     target: Target = "",
     output: Annotated[
@@ -76,15 +79,44 @@ def compile_command(
         list[str] | None,
         typer.Option(metavar="INPUT=1,49,10,1", help="Fix the shape of an input; repeatable."),
     ] = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Quantize a float model first, with these samples: .npy, .npz (`x`, `y`) or a "
+            "folder. `tinyq quantize` has more options.",
+        ),
+    ] = None,
+    calibrator: quantizing.Calibrator = "mse",
+    weights: quantizing.Weights = "int8",
+    rounding: quantizing.Rounding = "nearest",
+    bias_correction: quantizing.BiasCorrection = True,
+    labels: quantizing.Labels = "",
+    layout: quantizing.Layout = None,
+    mean: quantizing.Mean = "",
+    std: quantizing.Std = "",
+    size: quantizing.Size = "",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Compile a quantized ONNX model to a folder of C99, and report on it."""
+    """Compile a quantized ONNX model to a folder of C99, and report on it.
+
+    With --calib a float model is quantized first; the folder keeps the quantized model.
+    """
     from tinyq.api import CompileOptions, compile_model, export_compiled
     from tinyq.codegen import write_program
+    from tinyq.ptq import PtqConfig
 
     if not target and not board:
         raise typer.BadParameter("Missing option '--target' / '-t' (or '--board').")
+    config = PtqConfig(
+        calibrator=calibrator, weights=weights, rounding=rounding, bias_correction=bias_correction
+    )
+    if calib is None and config != PtqConfig():
+        raise error("TQ607", "options of a quantization without --calib", "Add --calib DATA.")
+    data = quantizing.load(
+        model, calib, labels=labels, layout=layout, mean=mean, std=std, size=size
+    )
     options = CompileOptions(
         target=target,
         name=name,
@@ -97,6 +129,8 @@ def compile_command(
         ram=ram,
         flash=flash,
         board=board,
+        calib=data,
+        quantization=config if data else None,
     )
     with progress(quiet or as_json) as tell:
         compiled = compile_model(model, options, tell)
@@ -105,12 +139,17 @@ def compile_command(
         export_compiled(compiled, form, folder, board)
     else:
         write_program(compiled.program, folder)
-    manifest = compiled.program.manifest
+    manifest, report = compiled.program.manifest, compiled.quantization
     if as_json:
-        show_json({"directory": str(folder), **manifest})
+        quantized = {"quantization": json.loads(report.to_json())} if report else {}
+        show_json({"directory": str(folder), **manifest, **quantized})
     elif not quiet:
         from tinyq.report.network import network_report
 
+        if report:
+            from tinyq.report.quantization import quantization_report
+
+            show(quantization_report(report))
         show(network_report(manifest))
         following = f"see {folder / 'README.md'}" if form else f"tinyq verify {folder}"
         typer.echo(f"Written to {folder}. Next: {following}")

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -52,6 +53,18 @@ def show(result: RenderableType) -> None:
 def show_json(result: Any) -> None:
     """Print one JSON object to stdout."""
     typer.echo(json.dumps(result, indent=1, default=str))
+
+
+def save_file(contents: bytes, path: Path) -> None:
+    """Write a file whole or not at all; raises TQ703."""
+    staging = path.with_name(f".{path.name}.part")
+    try:
+        staging.write_bytes(contents)
+        staging.replace(path)
+    except OSError as problem:
+        raise error("TQ703", problem.strerror or str(problem), file=str(path)) from None
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def guarded(function: Callable[P, R]) -> Callable[P, R]:

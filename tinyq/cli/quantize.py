@@ -1,132 +1,159 @@
-"""``tinyq quantize`` and ``tinyq sensitivity``."""
+"""``tinyq quantize``."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyq.cli.console import Json, Quiet, guarded, progress, show, show_json
+from tinyq.cli import calibration as options
+from tinyq.cli.console import Json, Quiet, guarded, progress, save_file, show, show_json
 from tinyq.errors import error
 
 if TYPE_CHECKING:
-    from tinyq.ptq import CalibrationData, PtqConfig
+    from rich.console import RenderableType
+
+    from tinyq.ptq import CalibrationData, PtqConfig, PtqResult
+    from tinyq.ptq.observe import Progress
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A float32 ONNX file.")]
-Calibrator = Annotated[
-    Literal["max", "percentile", "entropy", "mse", "all"],
-    typer.Option(help="How ranges of activations are found; all tries each and keeps the best."),
-]
-Weights = Annotated[Literal["int8", "int4"], typer.Option(help="Type of the weights.")]
-Activations = Annotated[
-    Literal["int8", "uint8", "int16"], typer.Option(help="Type of the activations.")
-]
-Layout = Annotated[
-    Literal["nchw", "nhwc"] | None, typer.Option(help="Layout of the samples, where it differs.")
-]
-Equalize = Annotated[bool, typer.Option("--equalize", help="Equalise ranges between layers.")]
 
 
 @guarded
 def quantize_command(
     model: Model,
-    calib: Annotated[
-        Path | None,
-        typer.Option(metavar="DATA", help=".npy, .npz (`x`, `y`) or a folder of typical samples."),
-    ] = None,
+    calib: options.Calib = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="By default MODEL.int8.onnx."),
     ] = None,
-    calibrator: Calibrator = "max",
-    weights: Weights = "int8",
-    activations: Activations = "int8",
+    calibrator: options.Calibrator = "mse",
+    weights: options.Weights = "int8",
+    activations: options.Activations = "int8",
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="One weight scale a layer, not one a channel.")
     ] = False,
-    equalize: Equalize = False,
-    bias_correction: Annotated[
-        bool, typer.Option("--bias-correction", help="Correct the mean error of every channel.")
+    equalize: options.Equalize = False,
+    bias_correction: options.BiasCorrection = True,
+    rounding: options.Rounding = "nearest",
+    keep_accuracy: Annotated[
+        str,
+        typer.Option(
+            metavar="0.5%",
+            help="Give sensitive layers 8-bit weights, then int16 activations, until no more than "
+            "this is lost (accuracy; without --labels, samples whose class changes).",
+        ),
+    ] = "",
+    allow_float: Annotated[
+        bool,
+        typer.Option(
+            "--allow-float",
+            help="With --keep-accuracy: leave layers float, if --target has an FPU.",
+        ),
     ] = False,
-    rounding: Annotated[
-        Literal["nearest", "adaround"], typer.Option(help="How weights are rounded.")
-    ] = "nearest",
-    layout: Layout = None,
+    target: Annotated[str, typer.Option("--target", "-t", help="Core, for --allow-float.")] = "",
+    labels: options.Labels = "",
+    layout: options.Layout = None,
+    mean: options.Mean = "",
+    std: options.Std = "",
+    size: options.Size = "",
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the report: .json, or .png (histograms and levels); repeatable.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of made-up inputs.")] = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a float ONNX model with typical samples, and report what it costs in accuracy."""
     from tinyq.ptq import PtqConfig, quantize
+    from tinyq.report.quantization import quantization_report
 
     config = PtqConfig(
         calibrator=calibrator, weights=weights, activations=activations,
         per_channel=not per_tensor, equalize=equalize, bias_correction=bias_correction,
         rounding=rounding, seed=seed,
     )  # fmt: skip
-    target = output or model.with_name(f"{model.stem}.{weights}.onnx")
+    reports = _report_files(report or [])
+    bound = options.fraction("keep-accuracy", keep_accuracy) if keep_accuracy else None
+    _check_float(allow_float, target, bound)
+    destination = output or model.with_name(f"{model.stem}.{weights}.onnx")
+    found: dict[str, Any] = {"output": str(destination)}
+    shown: list[RenderableType] = []
     with progress(quiet or as_json) as tell:
-        result = quantize(model, _calibration(model, calib, layout), config, tell)
-    _save(result.model.SerializeToString(deterministic=True), target)
+        data = options.load(
+            model, calib, labels=labels, layout=layout, mean=mean, std=std, size=size
+        )
+        if bound is None:
+            result = quantize(model, data, config, tell)
+        else:
+            result, found["search"], table = _search(model, data, config, bound, allow_float, tell)
+            shown.append(table)
+    save_file(result.model.SerializeToString(deterministic=True), destination)
+    _write_reports(result, reports)
     if as_json:
-        show_json({"output": str(target), **json.loads(result.report.to_json())})
+        show_json({**found, **json.loads(result.report.to_json())})
     elif not quiet:
-        from tinyq.report.quantization import quantization_report
+        show(quantization_report(result.report))
+        for table in shown:
+            show(table)
+        typer.echo(f"Written to {destination}. Next: tinyq compile {destination} -t cortex-m4")
 
-        show(quantization_report(result.report, result.calibrator))
-        typer.echo(f"Written to {target}. Next: tinyq compile {target} --target cortex-m4")
 
+def _search(
+    model: Path,
+    data: CalibrationData | None,
+    config: PtqConfig,
+    bound: float,
+    allow_float: bool,
+    tell: Progress,
+) -> tuple[PtqResult, dict[str, Any], RenderableType]:
+    from tinyq.ptq import search
+    from tinyq.report.quantization import search_report
 
-@guarded
-def sensitivity_command(
-    model: Model,
-    calib: Annotated[
-        Path, typer.Option(metavar="DATA", help=".npy, .npz (`x`, `y`) or a folder of samples.")
-    ],
-    calibrator: Calibrator = "max",
-    weights: Weights = "int8",
-    activations: Activations = "int8",
-    layout: Layout = None,
-    equalize: Equalize = False,
-    as_json: Json = False,
-) -> None:
-    """Rank the layers by what quantizing each of them alone does to the output."""
-    from tinyq.ptq import PtqConfig, sensitivity
-    from tinyq.report.quantization import sensitivity_report
-
-    config: PtqConfig = PtqConfig(
-        calibrator=calibrator, weights=weights, activations=activations, equalize=equalize
-    )
-    data = _calibration(model, calib, layout)
     if data is None:
-        raise error("TQ605", "a sensitivity analysis needs samples")
-    with progress(as_json) as tell:
-        report = sensitivity(model, data, config, tell)
-    if as_json:
-        show_json(json.loads(report.to_json()))
-    else:
-        show(sensitivity_report(report))
+        raise error("TQ605", "--keep-accuracy needs samples", "Add --calib DATA.")
+    found = search(model, data, config, keep_accuracy=bound, allow_float=allow_float, progress=tell)
+    return found.result, found.to_json(), search_report(found)
 
 
-def _calibration(model: Path, calib: Path | None, layout: str | None) -> CalibrationData | None:
-    from tinyq.ptq import ImageOptions, inputs_of, load_calibration
+def _check_float(allow_float: bool, target: str, bound: float | None) -> None:
+    """Layers may only stay float on a core that computes in float. Raises TQ301, TQ607."""
+    from tinyq.target import load_core
 
-    if calib is None:
-        return None
-    options = dataclasses.replace(ImageOptions(), layout=layout)
-    return load_calibration(calib, inputs_of(model), options)
+    if not allow_float:
+        if target:
+            raise error("TQ607", "--target without --allow-float", "A model fits every core.")
+        return
+    if bound is None:
+        raise error("TQ607", "--allow-float without --keep-accuracy", "Say how much may be lost.")
+    if not target:
+        raise error("TQ607", "--allow-float without --target", "Name a core with an FPU.")
+    core = load_core(target)
+    if core.fpu == "none":
+        raise error("TQ607", f"--allow-float: the {core.title} has no FPU", "Leave it out.")
 
 
-def _save(contents: bytes, path: Path) -> None:
-    """Write a file whole or not at all; raises TQ703."""
-    staging = path.with_name(f".{path.name}.part")
-    try:
-        staging.write_bytes(contents)
-        staging.replace(path)
-    except OSError as problem:
-        raise error("TQ703", problem.strerror or str(problem), file=str(path)) from None
-    finally:
-        staging.unlink(missing_ok=True)
+def _report_files(paths: list[Path]) -> list[Path]:
+    """The files to write, checked before any work is done for them. Raises TQ607, TQ610."""
+    from tinyq.report.plots import check_plot
+
+    for path in paths:
+        if path.suffix != ".json":
+            check_plot(path)
+    return paths
+
+
+def _write_reports(result: PtqResult, paths: list[Path]) -> None:
+    for path in paths:
+        if path.suffix == ".json":
+            save_file(result.report.to_json().encode(), path)
+        else:
+            from tinyq.report.plots import quality_plot
+
+            save_file(quality_plot(result.report), path)

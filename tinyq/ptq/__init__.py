@@ -11,8 +11,8 @@ from tinyq.ptq.data import (
     ImageOptions,
     InputInfo,
     from_arrays,
-    load_calibration,
 )
+from tinyq.ptq.load import load_calibration
 from tinyq.ptq.pipeline import PtqResult, inputs_of, quantize
 from tinyq.ptq.quality import CalibratorScore, LayerQuality, OutputQuality, PtqReport
 from tinyq.ptq.sensitivity import (

@@ -21,6 +21,9 @@ _ONNX_TYPE = {
     "int16": TensorProto.INT16,
 }
 
+FLOAT_LAYERS = "tinyq.float_layers"
+"""Key of the model's metadata: names of the layers that were left in float on purpose."""
+
 _NEW_BIAS = "\0bias"  # not a name that a tensor of the graph can have
 
 
@@ -233,9 +236,11 @@ def _edge(writer: _Writer, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
 
 
 def _metadata(writer: _Writer) -> dict[str, str]:
-    """Facts that QDQ cannot express: bits of weights, parameters of stripped edges."""
+    """Facts that QDQ cannot express: bits of weights, float layers, parameters of bare edges."""
     plan = writer.plan
     found = {}
+    if plan.precision.float_units:
+        found[FLOAT_LAYERS] = json.dumps(sorted(plan.precision.float_units))
     narrow = sorted(name for name, w in plan.weights.items() if w.bits < 8)
     if narrow:
         found["tinyq.weight_bits"] = json.dumps({n: plan.weights[n].bits for n in narrow})

@@ -21,7 +21,7 @@ _OTHER_FLOATS = {
     onnx.TensorProto.BFLOAT16: "bfloat16",
 }
 _QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv",
-                  "QLinearMatMul", "ConvInteger", "MatMulInteger")  # fmt: skip
+                  "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm")  # fmt: skip
 MIN_OPSET = 13
 INT16_OPSET = 21
 
@@ -153,6 +153,16 @@ def _load(path: Path) -> onnx.ModelProto:
     if not loaded.graph.node:
         raise error("TQ102", "it holds no graph", file=str(path))
     return loaded
+
+
+def is_float(model: onnx.ModelProto) -> bool:
+    """Whether a model takes floats and holds no quantized operator, inside functions either."""
+    nodes = [*model.graph.node, *(node for f in model.functions for node in f.node)]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [v for v in model.graph.input if v.name not in constants]
+    return any(v.type.tensor_type.elem_type == FLOAT for v in inputs) and not any(
+        node.op_type in _QUANTIZED_OPS or node.op_type.startswith("QLinear") for node in nodes
+    )
 
 
 def at_opset(model: onnx.ModelProto, lowest: int) -> onnx.ModelProto:

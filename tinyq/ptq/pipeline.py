@@ -261,7 +261,7 @@ def make_report(
         if layer.dead_channels and prepared.real_data
     ]
     return PtqReport(
-        layers, output, scores, prepared.data.count, prepared.data.source,
+        layers, output, calibrator, scores, prepared.data.count, prepared.data.source,
         (*prepared.notices, *plan.notices, *dead), tuple(advise(layers, output, calibrator)),
     )  # fmt: skip
 

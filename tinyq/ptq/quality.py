@@ -41,6 +41,8 @@ class LayerQuality:
         scale, zero_point, dtype: of the tensor.
         histogram: float values counted in 64 equal bins over [low, high].
         low, high: extremes of the float values.
+        weight_levels: how often the weights take each integer, from the lowest, symmetric around
+            zero; empty without weights.
     """
 
     name: str
@@ -61,6 +63,7 @@ class LayerQuality:
     histogram: tuple[int, ...]
     low: float
     high: float
+    weight_levels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,14 @@ class CalibratorScore:
 
 @dataclass(frozen=True)
 class PtqReport:
-    """All that is known about the quality of a quantized model."""
+    """All that is known about the quality of a quantized model.
+
+    ``calibrator`` is the one that was used; ``calibrators`` compares them where all were tried.
+    """
 
     layers: tuple[LayerQuality, ...]
     output: OutputQuality
+    calibrator: str
     calibrators: tuple[CalibratorScore, ...]
     samples: int
     source: str
@@ -248,7 +255,7 @@ def _layer(
         0 if alive is None else int((~alive).sum()), 0 if alive is None else len(alive),
         bits, weight_sqnr, dead_filters,
         params.scale, params.zero_point, params.dtype,
-        _plot_counts(histogram), histogram.low, histogram.high,
+        _plot_counts(histogram), histogram.low, histogram.high, _weight_levels(unit, plan),
     )  # fmt: skip
 
 
@@ -263,6 +270,15 @@ def _weight_quality(graph: Graph, unit: Unit, plan: Plan) -> tuple[int, float | 
     float_rows = channels_first(float_weight, weights.axis).reshape(len(weights.scales), -1)
     dead = ~rows.any(axis=1) & float_rows.any(axis=1)
     return weights.bits, sums.sqnr_db, int(dead.sum())
+
+
+def _weight_levels(unit: Unit, plan: Plan) -> tuple[int, ...]:
+    if unit.kind != "linear" or unit.name in plan.precision.float_units:
+        return ()
+    weights = plan.weights[unit.name]
+    most = 2 ** (weights.bits - 1) - 1
+    counts = np.bincount(weights.integers.astype(np.int64).ravel() + most, minlength=2 * most + 1)
+    return tuple(int(c) for c in counts)
 
 
 def _plot_counts(histogram: Histogram) -> tuple[int, ...]:

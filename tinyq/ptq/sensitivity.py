@@ -68,6 +68,16 @@ class SearchResult:
     reached: bool
     loss: float
 
+    def to_json(self) -> dict[str, object]:
+        """What was tried and kept, as JSON has it; infinite ratios are null."""
+        steps = [finite(asdict(step)) for step in self.steps]
+        return {
+            "raised": [list(pair) for pair in self.raised],
+            "reached": self.reached,
+            "loss": self.loss,
+            "steps": steps,
+        }
+
 
 def sensitivity(
     model: str | Path | onnx.ModelProto,

@@ -8,26 +8,31 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyq.ptq.quality import OutputQuality, PtqReport
-from tinyq.ptq.sensitivity import SensitivityReport
+from tinyq.ptq.sensitivity import SearchResult, SensitivityReport
 from tinyq.report.formats import shortened
 
 
-def quantization_report(report: PtqReport, calibrator: str) -> RenderableType:
+def quantization_report(report: PtqReport) -> RenderableType:
     """Every layer's error, the output's, what was noticed and what could be done."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("layer", "operator", "SQNR dB", "cosine", "saturated", "weights", "dead"):
-        right = name in ("SQNR dB", "cosine", "saturated", "dead")
+    columns = ("layer", "operator", "SQNR dB", "cosine", "saturated", "unused", "weights", "dead")
+    for name in columns:
+        right = name not in ("layer", "operator", "weights")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for layer in report.layers:
         table.add_row(
             shortened(layer.name), layer.operator, f"{layer.sqnr_db:.1f}", f"{layer.cosine:.5f}",
-            f"{100 * layer.saturation:.2f}%",
+            f"{100 * layer.saturation:.2f}%", f"{100 * layer.unused_range:.0f}%",
             f"int{layer.weight_bits}" if layer.weight_bits else "-",
             f"{layer.dead_channels}/{layer.channels}" if layer.dead_channels else "-",
         )  # fmt: skip
     lines = [Text(f"{d.code} {d.found}. {d.remedy or d.info.remedy}") for d in report.notices]
     lines += [Text(f"Advice: {line}") for line in report.advice]
-    lines.append(Text(f"Calibrated with '{calibrator}' on {report.samples} samples: "))
+    for score in report.calibrators:
+        kept = ", kept" if score.chosen else ""
+        correct = "" if score.accuracy is None else f", accuracy {100 * score.accuracy:.2f}%"
+        lines.append(Text(f"{score.calibrator}: rms error {score.rms_error:.4g}{correct}{kept}"))
+    lines.append(Text(f"Calibrated with '{report.calibrator}' on {report.samples} samples: "))
     lines.append(Text(quality_text(report.output), "bold"))
     return Group(table, *lines)
 
@@ -43,6 +48,21 @@ def quality_text(quality: OutputQuality) -> str:
             f"(float {100 * quality.accuracy_float:.2f}%)"
         )
     return ", ".join(parts)
+
+
+def search_report(found: SearchResult) -> RenderableType:
+    """What was tried to keep the accuracy, and what was kept."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("layers raised", "to", "lost"):
+        table.add_column(name, justify="right" if name != "to" else "left")
+    for step in found.steps:
+        table.add_row(str(len(step.raised)), step.to, f"{100 * step.loss:.3f}%")
+    kept = ", ".join(f"{shortened(name)} ({to})" for name, to in found.raised) or "nothing"
+    verdict = "kept" if found.reached else "NOT kept, this is the best that was seen"
+    return Group(
+        table, Text(f"Raised: {kept}"),
+        Text(f"The bound was {verdict}: {100 * found.loss:.3f}% lost", "bold"),
+    )  # fmt: skip
 
 
 def sensitivity_report(report: SensitivityReport) -> RenderableType:
