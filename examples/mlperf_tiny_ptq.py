@@ -244,7 +244,9 @@ CLAIMS = {
     "entropy over max, outliers": (PtqConfig(calibrator="entropy", **PLAIN), MAX, True),
     "mse over max": (PtqConfig(calibrator="mse", **PLAIN), MAX, False),
     "mse over max, outliers": (PtqConfig(calibrator="mse", **PLAIN), MAX, True),
-    "bias correction, int8": (PtqConfig(calibrator="mse"), PtqConfig(calibrator="mse", **PLAIN), False),
+    "bias correction, int8": (
+        PtqConfig(calibrator="mse"), PtqConfig(calibrator="mse", **PLAIN), False,
+    ),
     "bias correction, int4": (
         PtqConfig(weights="int4", calibrator="max"), PtqConfig(**INT4_MAX), False,
     ),
