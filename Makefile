@@ -14,7 +14,7 @@ WORKERS ?= 2
 TESTS ?= tests
 SOURCES := tinyq tests examples
 
-.PHONY: help demo test test-tflite check bench lint types layers format transcript wheel clean system
+.PHONY: help demo test test-tflite test-brevitas check bench lint types layers format transcript wheel clean system
 
 help: ## list what matters
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,11 @@ test: $(VENV)/.test system ## run all tests (TESTS=tests/cli for a part of them)
 
 test-tflite: $(VENV)/.tflite system ## the tests that need TensorFlow, which is 600 MB
 	$(BIN)/python -m pytest -q tests/frontends/test_tflite.py
+
+# An environment of its own: Brevitas needs an older setuptools than other packages may.
+test-brevitas: system ## the tests that need Brevitas, in an environment of its own
+	$(MAKE) --no-print-directory VENV=.venv-brevitas .venv-brevitas/.brevitas
+	.venv-brevitas/bin/python -m pytest -q tests/frontends/test_other_quantizers.py
 
 check: lint types layers test ## what must be green before a commit: lint, types, layers, tests
 
@@ -51,7 +56,7 @@ wheel: $(VENV)/.test ## build dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove the virtual environment and everything that was built
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) .venv-brevitas build dist out *.egg-info
 
 # The environments build on each other; each is made again when its pins change.
 $(VENV)/bin/python:
@@ -72,6 +77,10 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.demo
 
 $(VENV)/.tflite: requirements/tflite.txt $(VENV)/.test
 	$(PIP) -r requirements/tflite.txt
+	@touch $@
+
+$(VENV)/.brevitas: requirements/brevitas.txt $(VENV)/.test
+	$(PIP) -r requirements/brevitas.txt
 	@touch $@
 
 $(VENV)/.check: requirements/check.txt $(VENV)/.test
