@@ -97,8 +97,8 @@ def export_float_resnet20(path: str | Path) -> Path:
     return tinyq.learn.export_float(float_resnet20(), path, torch.zeros(2, 3, 32, 32))
 
 
-def cifar10(split: str, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Normalised images [count, 3, 32, 32] and labels [count] of the ``train`` or ``test`` file.
+def cifar10_pixels(split: str, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Images uint8 [count, 3, 32, 32] and labels [count] of the ``train`` or ``test`` file.
 
     The files are sorted by class: images are taken from one fixed permutation of them.
     """
@@ -110,9 +110,20 @@ def cifar10(split: str, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
     images = [
         np.asarray(Image.open(io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes()))) for i in order
     ]
-    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
-    x = (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-    return x, torch.from_numpy(labels[order].astype(np.int64))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return pixels, torch.from_numpy(labels[order].astype(np.int64))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """What the network expects of ``pixels`` uint8 [N, 3, 32, 32]; the layout in memory stays."""
+    mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return (pixels.float() / 255.0 - mean) / std
+
+
+def cifar10(split: str, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Images of :func:`cifar10_pixels`, normalised, and labels."""
+    pixels, labels = cifar10_pixels(split, count, start)
+    return normalised(pixels).contiguous(), labels
 
 
 @torch.no_grad()

@@ -26,9 +26,9 @@ class FitConfig:
 
     Adam with a cosine to zero; ``quantizer_lr`` for steps and thresholds, without weight decay.
     ``clip`` is the largest gradient norm. λ of EWGS is found anew every ``ewgs_every`` epochs, with
-    at most ``ewgs_probes`` random vectors;
-    ``guarded`` False leaves its guards out, to show what they are for. ``warm_up`` (epochs of EWGS
-    at λ = 0) lets the network settle first.
+    at most ``ewgs_probes`` random vectors, on the first ``ewgs_images`` of each of three batches
+    (all of them when None); ``guarded`` False leaves its guards out, to show what they are for.
+    ``warm_up`` (epochs of EWGS at λ = 0) lets the network settle first.
     """
 
     epochs: int = 10
@@ -38,6 +38,7 @@ class FitConfig:
     clip: float | None = 1.0
     ewgs_every: int = 1
     ewgs_probes: int = 50
+    ewgs_images: int | None = None
     warm_up: int = 1
     guarded: bool = True
 
@@ -145,7 +146,8 @@ def _refresh_strength(
     if epoch < config.warm_up or epoch % config.ewgs_every or not ewgs_quantizers(model):
         return
     model.train()
-    three = [(x.to(device), y.to(device)) for x, y in islice(iter(data), 3)]
+    first = config.ewgs_images
+    three = [(x[:first].to(device), y[:first].to(device)) for x, y in islice(iter(data), 3)]
     result.strengths.append(
         update_ewgs(model, three, loss, probes=config.ewgs_probes, guarded=config.guarded)
     )

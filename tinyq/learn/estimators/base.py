@@ -24,12 +24,26 @@ class Estimator(Protocol):
         ...
 
 
+# From this many values on, a search of each costs more than a table of all half units.
+_MANY = 1 << 14
+
+
 def nearest_level(v: Tensor, levels: Tensor | None) -> Tensor:
-    """Nearest level of each value; the lower one on a tie between two levels of a table."""
+    """Nearest level of each value; the lower one on a tie between two levels of a table.
+
+    Levels are integers, so that halfway points are multiples of one half, and the nearest level is
+    the same for all values that are rounded up to the same multiple.
+    """
     if levels is None:
         return torch.round(v)
     bounds = (levels[1:] + levels[:-1]) / 2
-    return levels[torch.bucketize(v.contiguous(), bounds)]
+    span = int(levels[-1] - levels[0])
+    if v.numel() < _MANY or span > _MANY // 4:
+        return levels[torch.bucketize(v.contiguous(), bounds)]
+    halves = torch.arange(2 * span + 1, device=v.device, dtype=levels.dtype) / 2 + levels[0]
+    table = levels[torch.bucketize(halves, bounds)]
+    index = ((v - levels[0]) * 2).ceil().clamp(0, 2 * span)
+    return table[index.int()]
 
 
 def interval(v: Tensor, levels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from tinyq.learn.estimators import Estimator, nearest_level, scale_gradient
 from tinyq.learn.estimators.ste import RoundSTE
 from tinyq.learn.levels import LevelSet
 from tinyq.learn.observers import Observer
+from tinyq.learn.quantizers.clip import ClipScaled, Rescale
 
 
 class ActQuantizer(nn.Module):
@@ -127,10 +128,11 @@ class AffineActQuantizer(ActQuantizer):
         step = self.positive_step()
         if self.learned:
             step = scale_gradient(step, x.numel() // max(1, x.shape[0]), float(self.high))
-        zero = self.zero_point.to(x.dtype)
+        zero = int(self.zero_point)
         span = float(self.high - self.low)
-        v = torch.maximum(torch.minimum(x / step, self.high - zero), self.low - zero)
-        return self.estimator(v, None, span=span, strength=self.strength) * step
+        v = ClipScaled.apply(x, step, float(self.low - zero), float(self.high - zero))
+        q = self.estimator(v, None, span=span, strength=self.strength)
+        return Rescale.apply(q, step)
 
 
 class TableActQuantizer(ActQuantizer):
@@ -174,9 +176,11 @@ class TableActQuantizer(ActQuantizer):
                 step, x.numel() // max(1, x.shape[0]), float(self.level_set.largest)
             )
         low, high = self.level_set.integers[0], self.level_set.integers[-1]
-        fine = (x / (step / self.fine)).clamp(low * self.fine, high * self.fine)
+        bounds = float(low * self.fine), float(high * self.fine)
+        fine = ClipScaled.apply(x, step / self.fine, *bounds)
         v = RoundSTE.apply(fine, None) / self.fine
-        return self.estimator(v, self.table, span=float(high - low), strength=self.strength) * step
+        q = self.estimator(v, self.table, span=float(high - low), strength=self.strength)
+        return Rescale.apply(q, step)
 
     @torch.no_grad()
     def lookup(self) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tinyq.learn import levels as level_sets
 from tinyq.learn.estimators import Estimator, nearest_level, scale_gradient
 from tinyq.learn.levels import LevelSet
+from tinyq.learn.quantizers.clip import ClipScaled, Rescale
 
 _CANDIDATES = 80  # steps tried by the least-error search, as BRECQ does
 
@@ -91,9 +92,9 @@ class WeightQuantizer(nn.Module):
         if isinstance(self.step, nn.Parameter):
             step = scale_gradient(step, x.numel() // step.numel(), self.largest)
         low, high = self.bounds()
-        v = (x / step).clamp(low, high)
+        v = ClipScaled.apply(x, step, low, high)
         q = self.estimator(v, self.levels(), span=high - low, strength=self.strength)
-        out = q * step
+        out = Rescale.apply(q, step)
         if not self.clip_gradient:
             outside = ((x / step).detach().abs() > high).to(x.dtype)
             out = out + (x - x.detach()) * outside  # adds exact zeros, and the clipped gradient
