@@ -11,6 +11,7 @@ from tinyq.codegen.program import GENERATOR, MANIFEST_FORMAT, GenerateOptions
 from tinyq.ir import Value
 from tinyq.ops.exactness import exactness_of, exactness_with_library
 from tinyq.plan import ALIGNMENT, MemoryPlan
+from tinyq.plan.lifetimes import lifetimes, live_bytes
 from tinyq.select import Layer, Schedule
 
 
@@ -23,6 +24,7 @@ def build_manifest(
     constant_bytes: int,
 ) -> dict[str, Any]:
     """JSON-ready description; sizes in bytes, instructions estimated, layers in hook order."""
+    buffers = lifetimes(schedule, plan)
     return {
         "generator": GENERATOR,
         "format": MANIFEST_FORMAT,
@@ -39,6 +41,7 @@ def build_manifest(
         "arena_bytes": plan.arena_bytes,
         "arena_align": ALIGNMENT,
         "arena_lower_bound": plan.live_bytes,
+        "buffers": [asdict(buffer) for buffer in buffers],
         "constant_bytes": constant_bytes,
         "macs": sum(layer.macs for layer in schedule.layers),
         "instructions": schedule.instructions,
@@ -48,7 +51,7 @@ def build_manifest(
             for library in (options.libraries if library_layers(schedule) else ())
         ],
         "layers": [
-            _layer(layer, function, plan, live_bytes(schedule, plan, layer))
+            _layer(layer, function, plan, live_bytes(buffers, layer.index))
             for layer, function in zip(schedule.layers, functions, strict=True)
         ],
     }
@@ -65,30 +68,6 @@ def _tensor(value: Value) -> dict[str, Any]:
     if quant is not None and quant.is_per_tensor:
         entry |= {"scale": quant.scale, "zero_point": quant.zero_point}
     return entry
-
-
-def live_bytes(schedule: Schedule, plan: MemoryPlan, layer: Layer) -> int:
-    """Bytes of the arena in use while ``layer`` runs, its scratch included; overlays count once."""
-    graph, now = schedule.graph, layer.index
-    born = dict.fromkeys(graph.inputs, -1)
-    last = dict.fromkeys(graph.outputs, len(schedule.layers))
-    for other in schedule.layers:
-        born |= dict.fromkeys(other.outputs, other.index)
-        for value in other.inputs:
-            last[value] = max(last.get(value, -1), other.index)
-    spans = [
-        (plan.offsets[value], plan.offsets[value] + value.type.bytes)
-        for value, start in born.items()
-        if start <= now <= max(start, last.get(value, start))
-    ]
-    offset = plan.scratch[now]
-    if offset is not None:
-        spans.append((offset, offset + layer.call.scratch_bytes))
-    total = end = 0
-    for low, high in sorted(spans):
-        total += max(0, high - max(low, end))
-        end = max(end, high)
-    return total
 
 
 def _exactness(layer: Layer) -> dict[str, Any]:
