@@ -96,6 +96,7 @@ system:
 	  || missing="$$missing libnewlib-arm-none-eabi"
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"
 	command -v clang >/dev/null || missing="$$missing clang"
+	command -v chromium >/dev/null || missing="$$missing chromium"
 	[ -z "$$missing" ] || $(MAKE) --no-print-directory apt PACKAGES="$$missing"
 
 .PHONY: apt

@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -342,6 +342,33 @@ def verify(
     if chosen.board:
         check_board(folder, chosen.board)
     return run(open_folder(Path(folder), chosen.layers), chosen, progress)
+
+
+def report(
+    folder: Path | str,
+    options: VerifyOptions | None = None,
+    clock_hz: int = 0,
+    progress: Progress | None = None,
+) -> tuple[str, VerifyReport]:
+    """Verify a compiled folder layer by layer and profile it: an HTML page, the verdict.
+
+    With a clock the page has milliseconds. Raises TQ610 without matplotlib, and what verification
+    and profile raise.
+    """
+    from tinyq.report.page import Page, page, require_charts
+    from tinyq.verification.profile import profile
+    from tinyq.verification.verify import VerifyOptions as Options
+    from tinyq.verification.verify import read_manifest
+    from tinyq.verification.verify import verify as run
+
+    require_charts()
+    path, chosen = Path(folder), replace(options or Options(), layers=True)
+    subject = open_folder(path, layers=True)
+    verification = run(subject, chosen, progress)
+    (progress or _silent)("profiling", 0, 1)
+    measured = profile(path, chosen.target, chosen.seed, clock_hz)
+    made = page(Page(read_manifest(path), subject.graph, verification, measured))
+    return made, verification
 
 
 def check_board(folder: Path | str, board: str) -> BoardFit:

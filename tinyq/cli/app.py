@@ -12,6 +12,7 @@ from tinyq.cli.inspect import inspect_command
 from tinyq.cli.listings import boards_command, explain_command, ops_command, targets_command
 from tinyq.cli.profile import profile_command
 from tinyq.cli.quantize import quantize_command
+from tinyq.cli.report import report_command
 from tinyq.cli.sensitivity import sensitivity_command
 from tinyq.cli.verify import verify_command
 
@@ -49,6 +50,7 @@ for _name, _verb in (
     ("compile", compile_command),
     ("verify", verify_command),
     ("profile", profile_command),
+    ("report", report_command),
     ("export", export_command),
     ("quantize", quantize_command),
     ("sensitivity", sensitivity_command),

@@ -42,7 +42,9 @@ def lifetimes(schedule: Schedule, plan: MemoryPlan) -> tuple[Lifetime, ...]:
         for v in layer.outputs:
             kind = "output" if v in outputs else "tensor"
             found.append(
-                Lifetime(v.name, kind, plan.offsets[v], v.type.bytes, now, max(now, last.get(v, now)))
+                Lifetime(
+                    v.name, kind, plan.offsets[v], v.type.bytes, now, max(now, last.get(v, now))
+                )
             )
         offset = plan.scratch[now]
         if offset is not None:

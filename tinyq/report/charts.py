@@ -149,7 +149,7 @@ def memory_chart(manifest: Mapping[str, Any]) -> str:
     axes.set_ylabel("bytes of the arena")
     axes.xaxis.get_major_locator().set_params(integer=True)
     shown = [k for k in _KINDS if any(b["kind"] == k for b in buffers)]
-    handles = [Patch(color=_KINDS[kind], label=kind) for kind in shown]
+    handles: list[Any] = [Patch(color=_KINDS[kind], label=kind) for kind in shown]
     handles.append(Line2D([], [], color="#e45756", label="in use"))
     axes.legend(handles=handles, loc="upper left", ncols=len(handles), fontsize=8, frameon=False)
     return _svg(figure)
@@ -170,7 +170,7 @@ def time_chart(profile: Profile) -> str:
 
 @_plain
 def flash_chart(manifest: Mapping[str, Any], graph: Graph) -> str:
-    """Constants of every layer, coloured by how its weights are stored; code is a bar of its own."""
+    """Constants of every layer, coloured by how its weights are stored."""
     stored = _stored(manifest, graph)
     layers = [layer for layer in manifest["layers"] if layer["constant_bytes"]]
     labels = [f"{layer['index']} {shortened(layer['name'], 28)}" for layer in layers]
@@ -194,7 +194,7 @@ def _stored(manifest: Mapping[str, Any], graph: Graph) -> dict[str, str]:
 
 @_plain
 def weights_chart(graph: Graph) -> str:
-    """How often the weights of each layer take each integer, and the levels they were found to have."""
+    """How often the weights of each layer take each integer, and the levels that they have."""
     nodes = _with_weights(graph)
     if not nodes:
         return ""

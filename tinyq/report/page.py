@@ -23,7 +23,7 @@ from tinyq.verification.report import LayerReport, VerifyReport
 @dataclass(frozen=True)
 class _Column:
     name: str
-    number: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Tile:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Page:
     """What a page is about: a folder's manifest and graph, its verification and its profile.
 
     The verification has its layers.
@@ -68,7 +68,7 @@ def require_charts() -> None:
         raise error("TQ610", "the report's charts cannot be drawn")
 
 
-def page(subject: Subject) -> str:
+def page(subject: Page) -> str:
     """The page as HTML."""
     import jinja2
 
@@ -106,7 +106,7 @@ def _verdict(report: VerifyReport) -> str:
     )
 
 
-def _tiles(subject: Subject) -> list[_Tile]:
+def _tiles(subject: Page) -> list[_Tile]:
     report, profile = subject.verification, subject.profile
     tiles = [
         _Tile("instructions an inference", count(profile.instructions), "counted"),
@@ -138,7 +138,7 @@ def _per_mac(profile: Profile) -> str:
     return "" if each is None else f"{each:.2f} instructions each"
 
 
-def _network(subject: Subject) -> _Section:
+def _network(subject: Page) -> _Section:
     return _Section(
         "network",
         "The network",
@@ -147,7 +147,7 @@ def _network(subject: Subject) -> _Section:
     )
 
 
-def _exactness(subject: Subject) -> _Section:
+def _exactness(subject: Page) -> _Section:
     report, manifest = subject.verification, subject.manifest
     proofs = {layer["name"]: layer["exactness"] for layer in manifest["layers"]}
     pairs = "; ".join(
@@ -157,9 +157,9 @@ def _exactness(subject: Subject) -> _Section:
     )
     proved = " ".join(line.plain for line in exactness_lines(manifest))
     columns = (
-        _Column("#", True), _Column("layer"), _Column("operator"), _Column("proof"),
-        _Column("elements", True), _Column("C and reference differ", True),
-        _Column("reference and oracle differ", True),
+        _Column("#", "number"), _Column("layer", "name"), _Column("operator"), _Column("proof"),
+        _Column("elements", "number"), _Column("C and reference differ", "number"),
+        _Column("reference and oracle differ", "number"),
     )  # fmt: skip
     rows = tuple(_compared(layer, proofs[layer.name]) for layer in report.layers)
     return _Section("exactness", "Exactness", f"{proved} {pairs}.", "", columns, rows)
@@ -174,12 +174,12 @@ def _compared(layer: LayerReport, proof: Mapping[str, Any]) -> _Row:
     return _Row(cells, bad)
 
 
-def _time(subject: Subject) -> _Section:
+def _time(subject: Page) -> _Section:
     profile = subject.profile
     columns = (
-        _Column("#", True), _Column("layer"), _Column("kernel"), _Column("output"),
-        _Column("MACs", True), _Column("instructions", True), _Column("cycles", True),
-        _Column("share", True),
+        _Column("#", "number"), _Column("layer", "name"), _Column("kernel"), _Column("output"),
+        _Column("MACs", "number"), _Column("instructions", "number"), _Column("cycles", "number"),
+        _Column("share", "number"),
     )  # fmt: skip
     shapes = {layer["name"]: layer["shape"] for layer in subject.manifest["layers"]}
     rows = tuple(
@@ -196,18 +196,18 @@ def _time(subject: Subject) -> _Section:
     )
 
 
-def _memory(subject: Subject) -> _Section:
+def _memory(subject: Page) -> _Section:
     manifest = subject.manifest
     apart = sum(b["bytes"] for b in manifest["buffers"])
     text = (
-        f"The arena has {count(manifest['arena_bytes'])} bytes; no placement of these buffers takes "
+        f"The arena has {count(manifest['arena_bytes'])} bytes; no placement of these buffers has "
         f"fewer than {count(manifest['arena_lower_bound'])}. Apart they would take {count(apart)}. "
         "Where rectangles overlap, a kernel writes over what it has read."
     )
     return _Section("memory", "Memory over time", text, charts.memory_chart(manifest))
 
 
-def _flash(subject: Subject) -> _Section:
+def _flash(subject: Page) -> _Section:
     profile = subject.profile
     text = (
         f"{count(profile.flash_bytes)} bytes in all: {count(profile.code_bytes)} of code, the rest "
@@ -217,11 +217,11 @@ def _flash(subject: Subject) -> _Section:
     return _Section("flash", "Flash by layer", text, chart)
 
 
-def _weights(subject: Subject) -> _Section:
+def _weights(subject: Page) -> _Section:
     layers = layer_encodings(subject.graph)
     columns = (
-        _Column("layer"), _Column("weights"), _Column("narrowest encoding"),
-        _Column("bytes", True), _Column("packed", True),
+        _Column("layer", "name"), _Column("weights"), _Column("narrowest encoding"),
+        _Column("bytes", "number"), _Column("packed", "number"),
     )  # fmt: skip
     rows = tuple(
         _Row((x.name, shape(x.shape), x.encoding, count(x.stored_bytes), count(x.packed_bytes)))
