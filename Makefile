@@ -22,7 +22,7 @@ help: ## list what matters
 demo: $(VENV)/.demo system ## train a digits network, compile it, run it on an emulated Cortex-M4
 	$(BIN)/python examples/digits/demo.py
 
-test: $(VENV)/.test system ## run all tests (TESTS=tests/cli for a part of them)
+test: $(VENV)/.test system browser ## run all tests (TESTS=tests/cli for a part of them)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
 
 test-tflite: $(VENV)/.tflite system ## the tests that need TensorFlow, which is 600 MB
@@ -96,8 +96,11 @@ system:
 	  || missing="$$missing libnewlib-arm-none-eabi"
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"
 	command -v clang >/dev/null || missing="$$missing clang"
-	command -v chromium >/dev/null || missing="$$missing chromium"
 	[ -z "$$missing" ] || $(MAKE) --no-print-directory apt PACKAGES="$$missing"
+
+.PHONY: browser
+browser: # opens the HTML report in a test
+	@command -v chromium >/dev/null || $(MAKE) --no-print-directory apt PACKAGES=chromium
 
 .PHONY: apt
 apt:
