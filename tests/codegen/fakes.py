@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinyq.ir import AnyArray, DType, Graph, Node, QuantParams, Stage, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant
+from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Sharing
 from tinyq.ops.params import CopyParams, LutParams
 from tinyq.select import Candidate, Goal, Layer, Schedule
 from tinyq.target import Core, load_core
@@ -79,4 +79,4 @@ def copy_call(count: int, **more: Any) -> KernelCall:
 
 
 def alias_call() -> KernelCall:
-    return KernelCall("alias", "", None, alias=True)
+    return KernelCall("alias", "", None, sharing=Sharing("input", (0,)), alias=True)

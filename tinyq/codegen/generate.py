@@ -174,7 +174,7 @@ def _describe(layer: Layer, plan: MemoryPlan) -> tuple[str, ...]:
     lines += [f"out {v.name}: {v.type}" for v in layer.outputs]
     overlaid = plan.overlays[layer.index]
     if layer.call.alias:
-        lines.append("no code: the output is the input's memory")
+        lines.append(layer.call.reason)
     else:
         where = f", in place of {overlaid.name}" if overlaid is not None else ""
         lines.append(f"kernel {layer.call.kernel}{where}")

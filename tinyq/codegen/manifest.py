@@ -107,7 +107,7 @@ def _layer(layer: Layer, function: str | None, plan: MemoryPlan, live: int) -> d
                 "flash_bytes": c.call.flash_bytes,
             }
             for c in layer.candidates
-            if c.call is not None and c.call is not layer.call
+            if c.call is not None and c.kernel != layer.call.kernel
         ],
         "refusals": [
             {"kernel": c.kernel, "reason": c.refusal} for c in layer.candidates if c.call is None

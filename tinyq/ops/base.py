@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType
 from tinyq.target import Core
@@ -72,6 +72,19 @@ class LibraryUse:
     largest: int = 0
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How a node's operands and its result can be the same bytes, so that it needs no code.
+
+    whole: ``input`` where the output lies within the first non-constant input, ``offsets[0]`` bytes
+    after its start; ``output`` where every non-constant input k lies within the output, at
+    ``offsets[k]``.
+    """
+
+    whole: Literal["input", "output"]
+    offsets: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class KernelCall:
     """A kernel made ready for one node: all that code generation and planning need.
@@ -86,9 +99,10 @@ class KernelCall:
     begin at least 528 bytes before the input, -64 where it may also begin up to 64 bytes after it
     (what of the input it covers is lost). ``phase``, unless 0: they may also share memory wherever
     their starts differ by a multiple of that many bytes (a kernel that finishes one channel after
-    another touches no byte of a later one then). ``alias`` marks a node that needs no code when its
-    output overlays its first input. ``multiplies``: every multiply-accumulate is an instruction,
-    which costs more where the multiplier takes several cycles.
+    another touches no byte of a later one then). ``sharing`` says how operands and result can be
+    the same bytes; ``alias`` that they are, so that the call is left out. ``multiplies``: every
+    multiply-accumulate is an instruction, which costs more where the multiplier takes several
+    cycles.
     """
 
     kernel: str
@@ -101,6 +115,7 @@ class KernelCall:
     in_place: tuple[int, ...] = ()
     overlap: int | None = None
     phase: int = 0
+    sharing: Sharing | None = None
     alias: bool = False
     includes: tuple[str, ...] = ()
     reason: str = ""

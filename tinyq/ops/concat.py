@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 import numpy as np
 
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops.add import constant_operands
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Sharing
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import ConcatParams
 from tinyq.target import Core
@@ -74,9 +75,11 @@ class ConcatS8(Kernel):
         inner = tuple(math.prod(v.type.shape[axis:]) for v in values)
         constants = tuple(k for k, v in enumerate(values) if v.is_constant)
         cost = node.output.type.elements + 20 * outer * len(inner)
+        starts = tuple(accumulate(inner[:-1], initial=0))
         return KernelCall(
             self.name, "ops/concat_s8.c.j2", ConcatParams(outer, inner, constants),
             constant_operands(node), instructions=cost, reason="portable",
+            sharing=None if outer > 1 or constants else Sharing("output", starts),
         )  # fmt: skip
 
 

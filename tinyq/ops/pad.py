@@ -12,6 +12,7 @@ from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import PadParams
+from tinyq.ops.windows import copy_distance
 from tinyq.target import Core
 
 
@@ -86,8 +87,17 @@ class PadS8(Kernel):
         params = PadParams(node.input(0).type.shape, a.before, a.after, a.value)
         return KernelCall(
             self.name, "ops/pad_s8.c.j2", params,
-            instructions=2 * node.output.type.elements, reason="portable",
+            instructions=2 * node.output.type.elements, reason="portable", overlap=_distance(node),
         )  # fmt: skip
+
+
+def _distance(node: Node) -> int:
+    """See KernelCall.overlap; rows are moved whole, each behind the padding before it."""
+    a, shape = attrs_of(node), node.input(0).type.shape
+    y = np.arange(node.output.type.elements).reshape(node.output.type.shape)
+    inner = tuple(slice(b, b + n) for b, n in zip(a.before, shape, strict=True))
+    writes = y[inner].reshape(-1)
+    return copy_distance(np.arange(writes.size), writes)
 
 
 Pad.kernels = (PadS8(),)

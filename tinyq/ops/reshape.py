@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Sharing
 from tinyq.ops.params import CopyParams
 from tinyq.target import Core
 
@@ -30,7 +30,7 @@ class Reshape(Operator):
 
 
 class ReshapeAlias(Kernel):
-    """Shares memory with the input; copies only where the plan cannot."""
+    """Shares memory with the input, always."""
 
     name: ClassVar[str] = "reshape_alias"
 
@@ -40,7 +40,7 @@ class ReshapeAlias(Kernel):
         c_type = f"{x.dtype.value}_t"
         return KernelCall(
             self.name, "ops/copy_s8.c.j2", CopyParams(x.bytes, c_type, c_type),
-            in_place=(0,), alias=True, reason="shares its input's memory",
+            sharing=Sharing("input", (0,)), alias=True, reason="shares its input's memory",
         )  # fmt: skip
 
 

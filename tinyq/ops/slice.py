@@ -7,12 +7,14 @@ from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyq.errors import error
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Sharing
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import SliceParams
+from tinyq.ops.windows import copy_distance
 from tinyq.target import Core
 
 
@@ -131,9 +133,20 @@ class SliceS8(Kernel):
         """Always possible."""
         a, y = attrs_of(node), node.output.type
         params = SliceParams(node.input(0).type.shape, a.starts, a.steps, y.shape)
+        taken = _taken(node)
+        one_run = bool(np.all(np.diff(taken) == 1))
         return KernelCall(
-            self.name, "ops/slice_s8.c.j2", params, instructions=3 * y.elements, reason="portable"
-        )
+            self.name, "ops/slice_s8.c.j2", params, instructions=3 * y.elements, reason="portable",
+            overlap=copy_distance(taken, np.arange(taken.size)),
+            sharing=Sharing("input", (int(taken[0]),)) if one_run else None,
+        )  # fmt: skip
+
+
+def _taken(node: Node) -> npt.NDArray[np.int64]:
+    """Which elements of the input the output's are, in order."""
+    a, x, sizes = attrs_of(node), node.input(0).type, node.output.type.shape
+    index = [s + d * np.arange(n) for s, d, n in zip(a.starts, a.steps, sizes, strict=True)]
+    return np.arange(x.elements).reshape(x.shape)[np.ix_(*index)].reshape(-1)
 
 
 Slice.kernels = (SliceS8(),)

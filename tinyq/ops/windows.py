@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyq.errors import error
 from tinyq.ir import Node
@@ -72,6 +73,16 @@ def overlap_distance(
     first = np.minimum.accumulate(reads[::-1])[::-1]
     written = np.arange(1, oh * ow + 1) * oc
     return int((written - first).max())
+
+
+def copy_distance(reads: npt.NDArray[np.int64], writes: npt.NDArray[np.int64]) -> int:
+    """Least bytes by which y has to begin before x for both to share memory (see KernelCall).
+
+    For kernels that write y in order: byte ``reads[k]`` of x is read when y is written up to byte
+    ``writes[k]``, and goes there.
+    """
+    later = np.minimum.accumulate(reads[::-1])[::-1]
+    return int((writes - later).max())
 
 
 def _pads(node: Node, rank: int, needed: list[int]) -> tuple[list[int], list[int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tinyq.errors import Diagnostic, TinyqError, error
 from tinyq.ir import Graph
-from tinyq.plan.memory import MemoryPlan, plan
+from tinyq.plan.memory import MemoryPlan, plan_shared
 from tinyq.select import Goal, Layer, Libraries, Schedule, select
 from tinyq.target import Core
 
@@ -64,8 +64,7 @@ def fit(
     tried: list[tuple[Schedule, MemoryPlan]] = []
     goals = _SMALLER[_SMALLER.index(goal) :] if limits != Limits() else (goal,)
     for attempt in goals:
-        schedule = select(graph, core, attempt, libraries=libraries)
-        memory = plan(schedule)
+        schedule, memory = plan_shared(select(graph, core, attempt, libraries=libraries))
         tried.append((schedule, memory))
         if limits.allow(memory, flash_estimate(schedule)):
             return Fitted(schedule, memory, _moved(goal, attempt))

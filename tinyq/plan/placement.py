@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 ALIGNMENT = 16
-"""Of every offset, in bytes: what a 128-bit vector load can ask for."""
+"""Of every buffer, in bytes: what a 128-bit vector load can ask for."""
 
 _BUDGET = 200_000
 """Comparisons of two buffers that hill climbing may spend: about 0.1 s."""
@@ -24,81 +25,208 @@ _NEVER = 1 << 40
 """A period that leaves one offset."""
 
 
+def aligned(size: int) -> int:
+    """``size`` rounded up, which is what keeps the next buffer aligned."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 @dataclass(frozen=True)
-class Span:
-    """A buffer of ``bytes`` that is live at times ``start`` to ``end``, both included."""
+class Segment:
+    """From time ``start`` to ``end``, both included, bytes ``low`` to ``high`` are in use."""
 
     start: int
     end: int
-    bytes: int
+    low: int
+    high: int
 
     @property
-    def aligned(self) -> int:
-        """Size rounded up, which is what keeps the next buffer aligned."""
-        return -(-self.bytes // ALIGNMENT) * ALIGNMENT
+    def bytes(self) -> int:
+        """What it takes at least of the arena: to the next aligned offset where it begins so."""
+        return self.high - self.low if self.low else aligned(self.high)
 
 
 @dataclass(frozen=True)
-class Allowance:
-    """How an output may lie over an input that dies at its layer, instead of apart from it.
+class Span:
+    """A buffer of ``bytes`` and which of them are in use when, in order of time."""
 
-    exact: at the same offset. distance: at least this many bytes lower (None: not at all). phase:
-    wherever the offsets differ by a multiple of this many bytes (0: not at all).
+    bytes: int
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def whole(cls, start: int, end: int, size: int) -> Span:
+        """A buffer that is in use as a whole from ``start`` to ``end``, both included."""
+        return cls(size, (Segment(start, end, 0, size),))
+
+    @property
+    def start(self) -> int:
+        """First time of use."""
+        return self.segments[0].start
+
+    @property
+    def end(self) -> int:
+        """Last time of use."""
+        return self.segments[-1].end
+
+    def at(self, time: int) -> Segment | None:
+        """What is in use at ``time``."""
+        if time < self.start or time > self.end:
+            return None
+        return next((s for s in self.segments if s.start <= time <= s.end), None)
+
+
+@dataclass(frozen=True)
+class Handover:
+    """At ``time`` a kernel writes part of one buffer from what it reads of another.
+
+    The result is ``written`` bytes at ``result_at`` of the output's buffer, the operand begins at
+    ``operand_at`` of the source's. exact: they may begin at one address. distance: the result may
+    begin at least this many bytes lower (None: not at all). phase: wherever the addresses differ by
+    a multiple of this many bytes (0: not at all).
     """
 
+    time: int
+    result_at: int
+    written: int
+    operand_at: int
     exact: bool = False
     distance: int | None = None
     phase: int = 0
 
-    @property
-    def aligned(self) -> int | None:
-        """The distance rounded up, so that both offsets are aligned."""
-        return None if self.distance is None else -(-self.distance // ALIGNMENT) * ALIGNMENT
 
-    def union(self, output: int, source: int) -> int:
-        """Least bytes that both need together, from their sizes."""
-        options = [output + source]
-        if self.exact or self.phase:
-            options.append(max(output, source))
-        if self.aligned is not None:
-            options.append(max(output, source + max(self.aligned, 0)))
+Handovers = Mapping[tuple[int, int], Sequence[Handover]]
+"""By (output, source), indices of spans."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """How an output's buffer may lie beside a source's; either may have no handover."""
+
+    output: Span
+    source: Span
+    handovers: Sequence[Handover] = ()
+
+    @cached_property
+    def common(self) -> tuple[tuple[int, int, Segment, Segment], ...]:
+        """Times, both included, at which one segment of each is in use: output's, source's."""
+        found = []
+        for a in self.output.segments:
+            for b in self.source.segments:
+                start, end = max(a.start, b.start), min(a.end, b.end)
+                if start <= end:
+                    found.append((start, end, a, b))
+        return tuple(found)
+
+    def under(self) -> int:
+        """Least bytes by which the output's buffer begins before the source's."""
+        most = -_NEVER
+        for start, end, a, b in self.common:
+            special = [h for h in self.handovers if start <= h.time <= end]
+            if len(special) <= end - start:  # some time without a handover
+                most = max(most, a.high - b.low)
+            most = max([most, *(self.under_at(h, a, b) for h in special)])
+        return aligned(most)
+
+    def under_at(self, handover: Handover, a: Segment, b: Segment) -> int:
+        """The same at the time of a handover."""
+        apart = a.high - b.low
+        if handover.distance is None:
+            return apart
+        needed = handover.distance + handover.result_at - handover.operand_at
+        later, earlier = self.source.at(handover.time + 1), self.output.at(handover.time - 1)
+        if later is not None:
+            needed = max(needed, handover.result_at + handover.written - later.low)
+        if earlier is not None:
+            needed = max(needed, earlier.high - b.low)
+        return min(apart, needed)
+
+    def over(self) -> int:
+        """Least bytes by which the output's buffer begins after the source's."""
+        return aligned(max((b.high - a.low for _, _, a, b in self.common), default=-_NEVER))
+
+    def shift(self) -> tuple[int, int]:
+        """How far after the source's the output's buffer may begin too, and with which period."""
+        for h in self.handovers:
+            shift = h.operand_at - h.result_at
+            if shift % ALIGNMENT == 0 and (h.exact or h.phase) and self._fits(h, shift):
+                alone = self.source.end == h.time == self.output.start
+                if h.phase and alone:
+                    return shift, math.lcm(h.phase, ALIGNMENT)
+                if h.exact:
+                    return shift, _NEVER
+        return 0, 0
+
+    def _fits(self, handover: Handover, shift: int) -> bool:
+        """Whether nothing but the operand is overwritten with the buffers ``shift`` bytes apart."""
+        for start, end, a, b in self.common:
+            apart = shift + a.high <= b.low or shift + a.low >= b.high
+            if not apart and not start == end == handover.time:
+                return False
+        low = shift + handover.result_at
+        later, earlier = self.source.at(handover.time + 1), self.output.at(handover.time - 1)
+        if later is not None and low < later.high and low + handover.written > later.low:
+            return False
+        now = self.source.at(handover.time)
+        return earlier is None or now is None or (
+            shift + earlier.high <= now.low or shift + earlier.low >= now.high
+        )  # fmt: skip
+
+    def union(self, handover: Handover) -> int:
+        """Least bytes that both take together at the time of a handover."""
+        a, b = self.output.at(handover.time), self.source.at(handover.time)
+        assert a is not None
+        assert b is not None
+        options = [a.bytes + b.bytes]
+        highest = -aligned(self.under_at(handover, a, b))
+        shifts = [min(highest, k) for k in (highest, b.low - a.low, b.high - a.high)]
+        shift, period = self.shift()
+        if period:
+            shifts.append(shift)
+        for k in shifts:
+            low, high = min(k + a.low, b.low), max(k + a.high, b.high)
+            options.append(max(high - low, a.high - a.low, b.high - b.low))
         return min(options)
 
 
-Allowances = Mapping[tuple[int, int], Allowance]
-"""By (output, input), indices of spans."""
+def lower_bound(spans: Sequence[Span], handovers: Handovers | None = None) -> int:
+    """Bytes that every placement needs: those in use at the fullest time."""
+    return max(fullness(spans, handovers).values(), default=0)
 
 
-def lower_bound(spans: Sequence[Span], allowances: Allowances | None = None) -> int:
-    """Bytes that every placement needs: the live ones at the fullest time.
+def fullness(spans: Sequence[Span], handovers: Handovers | None = None) -> dict[int, int]:
+    """Bytes that every placement needs at each time at which something changes.
 
-    All live buffers but the topmost one take their aligned size; an output counts only for what it
-    adds to the input that it may lie over.
+    All buffers in use but the topmost one take their aligned size; an output counts only for what
+    it adds to the input that it may lie over.
     """
-    indices = range(len(spans))
     saved: dict[int, int] = {}
-    for (output, source), allowance in (allowances or {}).items():
-        pair = spans[output].aligned, spans[source].aligned
-        gain = sum(pair) - allowance.union(*pair)
-        saved[spans[output].start] = max(saved.get(spans[output].start, 0), gain)
-    starting: dict[int, list[int]] = {}
-    for k in indices:
-        starting.setdefault(spans[k].start, []).append(k)
+    for (output, source), found in (handovers or {}).items():
+        pair = _Pair(spans[output], spans[source], found)
+        for handover in found:
+            a, b = pair.output.at(handover.time), pair.source.at(handover.time)
+            if a is not None and b is not None:
+                gain = a.bytes + b.bytes - pair.union(handover)
+                saved[handover.time] = max(saved.get(handover.time, 0), gain)
+    times = {s.start for span in spans for s in span.segments} | saved.keys()
+    # A saving is that of one time: what follows it has to be looked at again.
+    times |= {time + 1 for time in saved}
+    waiting = sorted(range(len(spans)), key=lambda k: spans[k].start, reverse=True)
     live: list[int] = []
-    most = 0
-    for time in sorted(starting):
-        live = [k for k in live if spans[k].end >= time] + starting[time]
-        slack = max(spans[k].aligned - spans[k].bytes for k in live)
-        here = sum(spans[k].aligned for k in live) - saved.get(time, 0) - slack
-        most = max(most, here)
-    return most
+    needed: dict[int, int] = {}
+    for time in sorted(times):
+        live = [k for k in live if spans[k].end >= time]
+        while waiting and spans[waiting[-1]].start <= time:
+            live.append(waiting.pop())
+        used = [s for k in live if (s := spans[k].at(time)) is not None]
+        slack = max((s.bytes - (s.high - s.low) for s in used), default=0)
+        needed[time] = sum(s.bytes for s in used) - saved.get(time, 0) - slack
+    return needed
 
 
-def place(spans: Sequence[Span], allowances: Allowances | None = None) -> list[int]:
-    """Offset of each buffer; those that are live together do not overlap, but for allowances."""
+def place(spans: Sequence[Span], handovers: Handovers | None = None) -> list[int]:
+    """Offset of each buffer; bytes in use together do not overlap, but for handovers."""
     if not spans:
         return []
-    conflicts = _Conflicts.of(spans, allowances or {})
+    conflicts = Conflicts.of(spans, handovers or {})
     indices = range(len(spans))
     orders = [
         sorted(indices, key=lambda k: (-spans[k].bytes, spans[k].start)),
@@ -113,69 +241,75 @@ def place(spans: Sequence[Span], allowances: Allowances | None = None) -> list[i
         offsets, size = _greedy(spans, conflicts, order)
         if best_size < 0 or size < best_size:
             best, best_size, best_order = offsets, size, order
-    return _climb(spans, allowances or {}, conflicts, best_order, best, best_size)
+    target = lower_bound(spans, handovers)
+    return _climb(spans, target, conflicts, best_order, best, best_size)
 
 
 def _duration(span: Span) -> int:
     return span.end - span.start + 1
 
 
-@dataclass(frozen=True, eq=False)
-class _Conflicts:
-    """For each buffer those that are live at some common time, and how far off they must begin.
+@dataclass(frozen=True)
+class Conflict:
+    """Where a buffer k may begin beside a buffer ``other``.
 
-    ``others[k]`` has (j, below, above, period): k begins at least ``below`` bytes under j or at
-    least ``above`` over it (negative: that far inside), or a multiple of ``period`` from where j
-    begins (0: nowhere else).
+    At least ``below`` bytes under it or at least ``above`` over it (negative: that far inside), or
+    a multiple of ``period`` from ``shift`` bytes after where it begins (0: nowhere else).
     """
 
-    others: list[list[tuple[int, int, int, int]]]
+    other: int
+    below: int
+    above: int
+    shift: int
+    period: int
+
+
+@dataclass(frozen=True, eq=False)
+class Conflicts:
+    """For each buffer those that are in use at some common time."""
+
+    others: list[list[Conflict]]
 
     @classmethod
-    def of(cls, spans: Sequence[Span], allowances: Allowances) -> _Conflicts:
+    def of(cls, spans: Sequence[Span], handovers: Handovers) -> Conflicts:
         """By one sweep over the starts."""
-        others: list[list[tuple[int, int, int, int]]] = [[] for _ in spans]
-        live: list[int] = []
-        for k in sorted(range(len(spans)), key=lambda k: spans[k].start):
-            live = [other for other in live if spans[other].end >= spans[k].start]
-            for j in live:
-                period = _period(allowances.get((k, j)) or allowances.get((j, k)))
-                k_under_j = _gap(spans[k].aligned, allowances.get((k, j)))
-                j_under_k = _gap(spans[j].aligned, allowances.get((j, k)))
-                others[k].append((j, k_under_j, j_under_k, period))
-                others[j].append((k, j_under_k, k_under_j, period))
-            live.append(k)
+        others: list[list[Conflict]] = [[] for _ in spans]
+        for first, second in _together(spans):
+            k, j = (second, first) if (second, first) in handovers else (first, second)
+            pair = _Pair(spans[k], spans[j], handovers.get((k, j), ()))
+            if not pair.common:
+                continue
+            below, above, (shift, period) = pair.under(), pair.over(), pair.shift()
+            others[k].append(Conflict(j, below, above, shift, period))
+            others[j].append(Conflict(k, above, below, -shift, period))
         return cls(others)
 
     def __len__(self) -> int:
         return sum(map(len, self.others))
 
 
-def _period(allowance: Allowance | None) -> int:
-    if allowance is not None and allowance.phase:
-        return math.lcm(allowance.phase, ALIGNMENT)
-    return _NEVER if allowance is not None and allowance.exact else 0
-
-
-def _gap(size: int, allowance: Allowance | None) -> int:
-    """How far under another buffer one of ``size`` has to begin."""
-    if allowance is None or allowance.aligned is None:
-        return size
-    return min(size, allowance.aligned)
+def _together(spans: Sequence[Span]) -> Iterator[tuple[int, int]]:
+    """Pairs of buffers whose times of use overlap."""
+    live: list[int] = []
+    for k in sorted(range(len(spans)), key=lambda k: spans[k].start):
+        live = [other for other in live if spans[other].end >= spans[k].start]
+        yield from ((k, j) for j in live)
+        live.append(k)
 
 
 def _greedy(
-    spans: Sequence[Span], conflicts: _Conflicts, order: Sequence[int]
+    spans: Sequence[Span], conflicts: Conflicts, order: Sequence[int]
 ) -> tuple[list[int], int]:
     """Place in ``order``, each buffer as low as those placed before allow."""
     offsets = [-1] * len(spans)
     size = 0
     for k in order:
         forbidden = sorted(
-            (offsets[j] - below, offsets[j] + above, offsets[j], period)
-            for j, below, above, period in conflicts.others[k]
-            if offsets[j] >= 0
-        )
+            (offsets[c.other] - c.below, offsets[c.other] + c.above,
+             offsets[c.other] + c.shift, c.period)
+            for c in conflicts.others[k]
+            if offsets[c.other] >= 0
+        )  # fmt: skip
         offsets[k] = _first_fit(forbidden)
         size = max(size, offsets[k] + spans[k].bytes)
     return offsets, size
@@ -200,11 +334,10 @@ def _first_fit(forbidden: Sequence[tuple[int, int, int, int]]) -> int:
 
 
 def _climb(
-    spans: Sequence[Span], allowances: Allowances, conflicts: _Conflicts, order: list[int],
+    spans: Sequence[Span], target: int, conflicts: Conflicts, order: list[int],
     best: list[int], size: int,
 ) -> list[int]:  # fmt: skip
     """Move or exchange buffers of the order again and again, keeping what is not worse."""
-    target = lower_bound(spans, allowances)
     rounds = _BUDGET // (len(spans) + len(conflicts)) if len(spans) > 1 else 0
     generator = random.Random(_SEED)
     current, current_size = list(order), size
