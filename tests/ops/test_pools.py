@@ -38,6 +38,23 @@ def max_pool(shape: Shape = (1, 3, 7, 9), *, same: bool = True, **attributes: An
     return b.end(y, 0.031 if same else 0.05, 11 if same else -3)
 
 
+def whole_max(
+    op: str = "GlobalMaxPool", shape: Shape = (1, 3, 7, 9), *, dtype: str = "int8", opset: int = 17,
+    axes: tuple[int, ...] = (), end: bool = True, **attributes: Any,
+) -> Qdq:  # fmt: skip
+    """The maximum over the image; ``end`` False leaves out the last Q and DQ."""
+    b = Qdq(dtype, opset)
+    x = b.x(shape, 0.031, 11)
+    if axes and opset >= 18:
+        y = b.op(op, x, b.const(axes), **attributes)
+    else:
+        y = b.op(op, x, **({"axes": list(axes)} if axes else {}), **attributes)
+    if end:
+        return b.end(y, 0.05, 3)
+    b.output(b.op("Flatten", y))
+    return b
+
+
 def integer_max_pool() -> Qdq:
     """MaxPool of integers, without Q and DQ around it."""
     b = Qdq("uint8")
@@ -110,6 +127,13 @@ CASES: dict[str, Callable[[], Qdq]] = {
     "max_one_dimension": partial(max_pool, (1, 3, 11), kernel_shape=[3], strides=[2]),
     "max_requantized": partial(max_pool, same=False, **TWO),
     "max_integers": integer_max_pool,
+    "global_max": whole_max,
+    "global_max_uint8": partial(whole_max, dtype="uint8"),
+    "global_max_one_dimension": partial(whole_max, shape=(1, 3, 11)),
+    "global_max_at_the_end": partial(whole_max, end=False),
+    "reduce_max": partial(whole_max, "ReduceMax", axes=(2, 3), keepdims=0),
+    "reduce_max_18": partial(whole_max, "ReduceMax", axes=(-1, 2), opset=18),
+    "reduce_max_one_dimension": partial(whole_max, "ReduceMax", (1, 3, 11), axes=(2,), keepdims=0),
     "max_after_conv": partial(after_conv, "MaxPool", **TWO, strides=[2, 2]),
     "average": partial(pool, "AveragePool", **TWO),
     "average_uint8": partial(pool, "AveragePool", dtype="uint8", zero=255, y_zero=3, **TWO),
@@ -216,6 +240,8 @@ def pool_of_five() -> Qdq:
 
 
 REFUSED: dict[str, tuple[Callable[[], Qdq], str]] = {
+    "reduce_max_of_channels": (partial(whole_max, "ReduceMax", axes=(1,)), "TQ203"),
+    "reduce_max_of_all": (partial(whole_max, "ReduceMax", keepdims=0), "TQ203"),
     "softmax_in_float": (softmax_in_float, "TQ202"),
     "max_indices": (max_indices, "TQ203"),
     "three_dimensions": (pool_of_five, "TQ203"),

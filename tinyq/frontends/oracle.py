@@ -19,7 +19,7 @@ class OrtOracle:
     """Runs the ONNX file; ``graph`` is its integer graph, whose edges say what is compared.
 
     Float inputs of the model are fed the reals of the integers, float outputs are read before
-    their last DequantizeLinear.
+    their last DequantizeLinear, or, where moves follow it, turned back into its integers.
     """
 
     model: onnx.ModelProto
@@ -31,7 +31,8 @@ class OrtOracle:
 
     def run(self, inputs: Mapping[str, AnyArray]) -> tuple[AnyArray, ...]:
         """Integer outputs of one inference (model's own shapes), in the graph's order."""
-        return self._run(inputs)[: len(self.graph.outputs)]
+        found = self._run(inputs)[: len(self.graph.outputs)]
+        return tuple(_integers(v, r) for v, r in zip(self.graph.outputs, found, strict=True))
 
     def run_exposed(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """The exposed intermediate tensors by name."""
@@ -68,6 +69,17 @@ def integer_edges(model: onnx.ModelProto, expose: Iterable[str] = ()) -> onnx.Mo
     del edited.graph.value_info[:]
     # A session needs types of its outputs, and infers them.
     return edited
+
+
+def _integers(value: Value, result: AnyArray) -> AnyArray:
+    """A result in the output's integers: a float one only moves what was dequantized before."""
+    if result.dtype.kind != "f" or not value.type.dtype.is_integer:
+        return result
+    quant = value.type.quant
+    if quant is None:
+        raise ValueError(f"float output '{value.name}' without quantization")
+    levels = np.rint(result.astype(np.float64) / quant.scale) + quant.zero_point
+    return levels.astype(value.type.dtype.numpy)
 
 
 def _feed(value: Value, array: AnyArray, ort_type: str) -> AnyArray:

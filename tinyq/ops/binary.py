@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -73,11 +74,30 @@ def read_pair(emitter: Emitter, island: Island, node: Node) -> PairIsland | None
             )  # fmt: skip
             return None
         found[value] = source
+    if not _is_of_the_pair_alone(emitter, island, found):
+        return None
     a, b = found.values()
     # The oracle computes with the constant as another input: in the same kernel, for every value.
     constants = {v: c for v, c in island.constants.items() if v not in found}
     varied = replace(island, sources=found, constants=constants)
     return PairIsland(varied, a, b, all_pairs(emitter, varied))
+
+
+def _is_of_the_pair_alone(emitter: Emitter, island: Island, operands: Iterable[Value]) -> bool:
+    """Whether the island's result follows from the two integers alone; else refuse it.
+
+    A constant of several values makes it depend on the position.
+    """
+    for node in island.nodes:
+        for value in node.present_inputs:
+            constant = island.is_constant(value) and value not in operands
+            if constant and value.type.elements > 1:
+                emitter.refuse(
+                    "TQ202", node, f"its constant '{value.name}' meets two tensors in float",
+                    "Quantize the tensor between the two operators.",
+                )  # fmt: skip
+                return False
+    return True
 
 
 def computed_first(a: Value, b: Value) -> bool:

@@ -53,9 +53,10 @@ class Conv2d(Operator):
 
     name: ClassVar[str] = "conv2d"
     summary: ClassVar[str] = (
-        "Convolution 1-D and 2-D: any kernel, stride, dilation, padding, groups; depthwise"
+        "Convolution 1-D and 2-D: any kernel, stride, dilation, padding, groups; depthwise; "
+        "transposed"
     )
-    onnx: ClassVar[tuple[str, ...]] = ("Conv", "QLinearConv")
+    onnx: ClassVar[tuple[str, ...]] = ("Conv", "QLinearConv", "ConvTranspose")
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
         """[1, OH, OW, O] int8."""

@@ -10,7 +10,7 @@ import numpy as np
 from tinyq.errors import error
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
-from tinyq.ops.layout import from_nhwc, to_nhwc
+from tinyq.ops.layout import from_nhwc, reshape, to_nhwc
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import MaxPool2dParams
 from tinyq.ops.windows import Window, onnx_window, overlap_distance
@@ -29,7 +29,7 @@ class MaxPool2d(Operator):
 
     name: ClassVar[str] = "max_pool2d"
     summary: ClassVar[str] = "Maximum over windows, 1-D and 2-D, with stride, dilation and padding"
-    onnx: ClassVar[tuple[str, ...]] = ("MaxPool", "GlobalMaxPool")
+    onnx: ClassVar[tuple[str, ...]] = ("MaxPool", "GlobalMaxPool", "ReduceMax")
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
         """The pooled shape."""
@@ -78,11 +78,36 @@ def lower_max_pool(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> t
             "One output and 1 or 2 spatial dimensions are supported.",
             node=node.name, operator=node.op,
         )  # fmt: skip
-    attrs = MaxPool2dAttrs(onnx_window(node, x.type.shape[2:]))
-    nhwc = to_nhwc(emitter, node.name, x)
+    return (_emit(emitter, node.name, x, onnx_window(node, x.type.shape[2:]), shape),)
+
+
+def lower_whole_max(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+    """GlobalMaxPool, and ReduceMax over every spatial axis: one window."""
+    x, rank = inputs[0], len(inputs[0].type.shape)
+    spatial = tuple(range(2, rank))
+    given = node.optional_input(1)
+    axes = node.attrs.get("axes") if given is None else given.array.reshape(-1)
+    if node.op == "ReduceMax":
+        spatial = tuple(sorted(int(a) % rank for a in (range(rank) if axes is None else axes)))
+    if rank not in (3, 4) or spatial != tuple(range(2, rank)):
+        raise error(
+            "TQ203", f"the maximum over axes {list(spatial)} of rank {rank}",
+            "1 or 2 spatial axes, all of them, are supported.",
+            node=node.name, operator=node.op,
+        )  # fmt: skip
+    sizes = x.type.shape[2:] if rank == 4 else (1, *x.type.shape[2:])
+    window = Window((sizes[0], sizes[1]), (1, 1), (1, 1), (0, 0, 0, 0))
+    pooled = (*x.type.shape[:2], *(1,) * (rank - 2))
+    y = _emit(emitter, node.name, x, window, pooled)
+    return (reshape(emitter, f"{node.name}:kept", y, node.output.type.shape),)
+
+
+def _emit(emitter: Emitter, name: str, x: Value, window: Window, shape: tuple[int, ...]) -> Value:
+    """``max_pool2d`` of [N, C, ...] to ``shape``."""
+    nhwc = to_nhwc(emitter, name, x)
     out = (shape[0], *((1,) if len(shape) == 3 else ()), *shape[2:], shape[1])
-    y = emitter.emit("max_pool2d", node.name, (nhwc,), x.type.with_shape(out), attrs)
-    return (from_nhwc(emitter, node.name, y, shape),)
+    y = emitter.emit("max_pool2d", name, (nhwc,), x.type.with_shape(out), MaxPool2dAttrs(window))
+    return from_nhwc(emitter, name, y, shape)
 
 
 class MaxPool2dS8(Kernel):

@@ -76,7 +76,7 @@ def lower_slice(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tupl
         low, high = (0, size) if step > 0 else (0, size - 1)
         starts[axis] = min(max(start + size if start < 0 else start, low), high)
         steps[axis] = step
-    return (_emit(emitter, node.name, x, shape, starts, steps),)
+    return (slice_of(emitter, node.name, x, shape, starts, steps),)
 
 
 def lower_split(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
@@ -89,7 +89,9 @@ def lower_split(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tupl
         starts = [0] * rank
         starts[axis] = start
         start += value.type.shape[axis]
-        results.append(_emit(emitter, f"{node.name}:{k}", x, value.type.shape, starts, [1] * rank))
+        results.append(
+            slice_of(emitter, f"{node.name}:{k}", x, value.type.shape, starts, [1] * rank)
+        )
     return tuple(results)
 
 
@@ -109,17 +111,18 @@ def lower_gather(emitter: Emitter, node: Node, inputs: tuple[Value, ...]) -> tup
     starts, steps = [0] * rank, [1] * rank
     starts[axis], steps[axis] = picks[0], step
     shape = (*x.type.shape[:axis], len(picks), *x.type.shape[axis + 1 :])
-    taken = _emit(emitter, node.name, x, shape, starts, steps)
+    taken = slice_of(emitter, node.name, x, shape, starts, steps)
     if shape == node.output.type.shape:
         return (taken,)
     final = taken.type.with_shape(node.output.type.shape)
     return (emitter.emit("reshape", f"{node.name}:shape", (taken,), final),)
 
 
-def _emit(
+def slice_of(
     emitter: Emitter, name: str, x: Value, shape: tuple[int, ...], starts: list[int],
     steps: list[int],
 ) -> Value:  # fmt: skip
+    """``shape`` elements of ``x`` from ``starts`` on, in ``steps``."""
     attrs = SliceAttrs(tuple(starts), tuple(steps))
     return emitter.emit("slice", name, (x,), x.type.with_shape(shape), attrs)
 

@@ -26,7 +26,8 @@ from tinyq.ir import (
 MOVEMENT = frozenset(
     {
         "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather",
-        "MaxPool", "Pad", "Resize", "Expand", "Tile", "DepthToSpace", "SpaceToDepth",
+        "MaxPool", "GlobalMaxPool", "ReduceMax", "Pad", "Resize", "Expand", "Tile", "DepthToSpace",
+        "SpaceToDepth",
     }
 )  # fmt: skip
 """Operators whose result holds only elements of their first input (or its padding value)."""

@@ -14,12 +14,13 @@ from tinyq.ops.arg_max import lower_arg_max, lower_index_cast
 from tinyq.ops.average_pool2d import lower_mean
 from tinyq.ops.concat import lower_concat
 from tinyq.ops.conv2d import lower_conv
+from tinyq.ops.conv_transpose import lower_conv_transpose
 from tinyq.ops.dense import lower_dense
 from tinyq.ops.extremum import lower_extremum
 from tinyq.ops.lowering import Emitter, Evaluate, Island, LowerRule, QuantizedConstant, Source
 from tinyq.ops.lut import UNARY, lower_table, lower_unary
 from tinyq.ops.matmul import lower_matmul
-from tinyq.ops.max_pool2d import lower_max_pool
+from tinyq.ops.max_pool2d import lower_max_pool, lower_whole_max
 from tinyq.ops.mul import lower_mul
 from tinyq.ops.pad import lower_pad
 from tinyq.ops.resize_nearest import lower_resize
@@ -31,6 +32,7 @@ MoveRule = Callable[[Emitter, Node, tuple[Value, ...]], tuple[Value, ...]]
 
 CORES: dict[str, LowerRule] = {
     "Conv": lower_conv,
+    "ConvTranspose": lower_conv_transpose,
     "Gemm": lower_dense,
     "MatMul": lower_dense,
     "AveragePool": lower_mean,
@@ -76,6 +78,8 @@ MOVES: dict[str, MoveRule] = {
     "Concat": lower_concat,
     "Pad": lower_pad,
     "MaxPool": lower_max_pool,
+    "GlobalMaxPool": lower_whole_max,
+    "ReduceMax": lower_whole_max,
     "Resize": lower_resize,
     "ArgMax": lower_arg_max,
     "Cast": lower_index_cast,
@@ -354,6 +358,13 @@ class _Lowering:
         binary = next((n for n in island.nodes if n.op in BINARIES), None)
         if len(island.sources) == 2 and binary is not None:
             return BINARIES[binary.op](self.emitter, island, binary)
+        division = next((n for n in island.nodes if n.op == "Div"), None)
+        if len(island.sources) == 2 and division is not None:
+            self.emitter.refuse(
+                "TQ203", division, "it divides by a computed tensor",
+                "Multiply by its Reciprocal, quantized in between: `tinyq quantize` does so.",
+            )  # fmt: skip
+            return None
         where = binary or (island.nodes[0] if island.nodes else island.quantize)
         self.emitter.refuse(
             "TQ202", where, f"{len(island.sources)} tensors meet without quantization between",

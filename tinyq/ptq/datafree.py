@@ -71,7 +71,7 @@ def correct_biases(graph: Graph, units: list[Unit], plan: Plan, notices: list[Di
     corrected = 0
     for unit in units:
         mean = _input_mean(graph, by_output.get(unit.inputs[0])) if unit.kind == "linear" else None
-        if mean is None or unit.operator == "MatMul":
+        if mean is None or unit.operator in ("MatMul", "ConvTranspose"):
             continue
         weights = plan.weights[unit.name]
         error = weights.dequantized - graph.initializers[unit.weight]

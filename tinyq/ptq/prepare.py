@@ -33,6 +33,7 @@ def prepare(graph: Graph) -> None:
     _fold_affine(graph)
     _matmul_to_gemm(graph)
     _normalize_gemm(graph)
+    _divide_by_reciprocal(graph)
     graph.drop_unused()
     graph.shapes.clear()
     graph.types.clear()
@@ -181,10 +182,27 @@ def _has_constant_weight(graph: Graph, node: NodeProto) -> bool:
     return len(node.input) < 3 or not node.input[2] or node.input[2] in graph.initializers
 
 
+def _linear_before(graph: Graph, tensor: str) -> NodeProto | None:
+    """The Conv, ConvTranspose or Gemm that what follows ``tensor`` can be folded into."""
+    node = _sole_producer(graph, tensor, ("Conv", "ConvTranspose", "Gemm"))
+    if node is None or not _has_constant_weight(graph, node):
+        return None
+    # The groups of a transposed convolution share an axis of its weights.
+    grouped = node.op_type == "ConvTranspose" and attributes(node).get("group", 1) != 1
+    return None if grouped else node
+
+
+def _channel_axis(node: NodeProto) -> int:
+    """The output channels' axis in a linear node's weights."""
+    if node.op_type == "Gemm":
+        return 0 if attributes(node).get("transB", 0) else 1
+    return 1 if node.op_type == "ConvTranspose" else 0
+
+
 def _scale_channels(graph: Graph, node: NodeProto, scale: Floats, offset: Floats) -> None:
-    """Replace y of a Conv or Gemm by y * scale[c] + offset[c], inside its weights and bias."""
+    """Replace y of a linear node by y * scale[c] + offset[c], inside its weights and bias."""
     weight = graph.initializers[node.input[1]]
-    axis = 1 if node.op_type == "Gemm" and not attributes(node).get("transB", 0) else 0
+    axis = _channel_axis(node)
     shape = [1] * weight.ndim
     shape[axis] = -1
     _own(graph, node, 1, (weight * scale.reshape(shape)).astype(np.float32), "weight")
@@ -222,8 +240,8 @@ def _fold_batchnorm(graph: Graph) -> None:
         )
         scale = gamma / np.sqrt(var + attributes(node).get("epsilon", 1e-5))
         offset = beta - mean * scale
-        into = _sole_producer(graph, node.input[0], ("Conv", "Gemm"))
-        if into is not None and _has_constant_weight(graph, into):
+        into = _linear_before(graph, node.input[0])
+        if into is not None:
             _scale_channels(graph, into, scale.astype(np.float32), offset.astype(np.float32))
             _absorb(graph, node, into)
         else:
@@ -267,8 +285,8 @@ def _fold_one_affine(graph: Graph, node: NodeProto) -> bool:
     if len(constant) != 1 or (node.op_type in ("Sub", "Div") and constant[0] == 0):
         return False
     source = node.input[1 - constant[0]]
-    into = _sole_producer(graph, source, ("Conv", "Gemm"))
-    if into is None or not _has_constant_weight(graph, into):
+    into = _linear_before(graph, source)
+    if into is None:
         return False
     value = _per_channel(graph, into, graph.initializers[node.input[constant[0]]], source)
     if value is None or (node.op_type == "Div" and not value.all()):
@@ -300,9 +318,7 @@ def _per_channel(
     rank = graph.rank(source)
     if rank is None or value.ndim > rank or value.dtype != np.float32:
         return None
-    weight = graph.initializers[into.input[1]]
-    transposed = into.op_type == "Gemm" and not attributes(into).get("transB", 0)
-    channels = weight.shape[1 if transposed else 0]
+    channels = graph.initializers[into.input[1]].shape[_channel_axis(into)]
     aligned = value.reshape((1,) * (rank - value.ndim) + value.shape)
     if any(d != 1 for i, d in enumerate(aligned.shape) if i != 1):
         return None
@@ -321,6 +337,24 @@ def _matmul_to_gemm(graph: Graph) -> None:
             continue
         node.op_type = "Gemm"
     _fold_affine(graph)
+
+
+def _divide_by_reciprocal(graph: Graph) -> None:
+    """Write a quotient as a product: integers divide by tables of one tensor alone."""
+    nodes: list[NodeProto] = []
+    for node in graph.nodes:
+        nodes.append(node)
+        if node.op_type != "Div" or not graph.is_float(node.output[0]):
+            continue
+        dividend, divisor = (graph.initializers.get(name) for name in node.input)
+        if divisor is not None and divisor.all():
+            _own(graph, node, 1, (1 / divisor).astype(np.float32), "reciprocal")
+            node.op_type = "Mul"
+        elif divisor is None and (dividend is None or dividend.size > 1):
+            name = f"{node.name}_reciprocal"
+            nodes.insert(-1, helper.make_node("Reciprocal", [node.input[1]], [name], name=name))
+            node.op_type, node.input[1] = "Mul", name
+    graph.nodes = nodes
 
 
 def _normalize_gemm(graph: Graph) -> None:

@@ -138,8 +138,12 @@ def _learn(
 ) -> WeightPlan:
     weight = channels_first(graph.initializers[unit.weight], unit.weight_axis)
     flat = weight.reshape(len(weight), -1)
-    if flat.shape[1] > _LARGEST_K:
+    text = ""
+    if unit.operator == "ConvTranspose":
+        text = "learned rounding does not take transposed convolutions; rounded to nearest"
+    elif flat.shape[1] > _LARGEST_K:
         text = f"{flat.shape[1]} inputs are too many for learned rounding; rounded to nearest"
+    if text:
         notices.append(Diagnostic("TQ625", text, node=unit.name, operator=unit.operator))
         return weights
     floats = [batch[unit.inputs[0]] for batch in paths.float]
@@ -174,7 +178,7 @@ def _mean_sum(
     sub = unit_graph(graph, replace(unit, nodes=[node], bias=""))
     sub.initializers[unit.weight] = weight
     runner = session(sub.to_model(), exact=True)
-    axis = 1 if unit.operator == "Conv" else -1
+    axis = 1 if unit.operator in ("Conv", "ConvTranspose") else -1
     total, count = np.zeros(weight.shape[unit.weight_axis]), 0
     for x in inputs:
         (y,) = runner.run(None, {unit.inputs[0]: x})

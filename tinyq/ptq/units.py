@@ -14,11 +14,11 @@ from tinyq.ptq.graph import Graph, attributes
 
 Kind = Literal["linear", "op", "share", "concat", "index", "plain"]
 
-LINEAR = ("Conv", "Gemm", "MatMul")
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min")
 TABLE = ("Relu", "Clip", "Sigmoid", "Tanh", "Softmax", "LeakyRelu", "PRelu", "HardSwish",
          "HardSigmoid", "Elu", "Selu", "Celu", "Gelu", "Softplus", "Softsign", "Mish", "Abs",
-         "Neg", "Erf", "Exp", "Sqrt", "ThresholdedRelu")  # fmt: skip
+         "Neg", "Erf", "Exp", "Sqrt", "Reciprocal", "ThresholdedRelu")  # fmt: skip
 POOLS = ("AveragePool", "GlobalAveragePool", "ReduceMean")
 # The output holds values of the input, so both have one scale and the integers are copied.
 SHARE = ("MaxPool", "GlobalMaxPool", "ReduceMax", "Reshape", "Flatten", "Transpose", "Squeeze",
@@ -118,7 +118,7 @@ def _unit(graph: Graph, node: onnx.NodeProto) -> Unit:
     )  # fmt: skip
     if kind == "linear":
         unit.weight = node.input[1]
-        unit.weight_axis = 1 if node.op_type == "MatMul" else 0
+        unit.weight_axis = 1 if node.op_type in ("MatMul", "ConvTranspose") else 0
         unit.bias = node.input[2] if len(node.input) > 2 else ""
     elif node.op_type in (*BINARY, "Concat", "MatMul", "PRelu"):
         unit.constants = [n for n in names if n in graph.initializers]
@@ -187,13 +187,18 @@ def _constant_not_matrix(graph: Graph, node: onnx.NodeProto) -> bool:
     return weight is not None and weight.ndim != 2
 
 
+def _grouped(graph: Graph, node: onnx.NodeProto) -> bool:
+    return bool(attributes(node).get("group", 1) != 1)
+
+
 def _not_nearest(graph: Graph, node: onnx.NodeProto) -> bool:
     return attributes(node).get("mode", b"nearest") not in (b"nearest", "nearest")
 
 
 _FORMS: tuple[tuple[tuple[str, ...], Callable[[Graph, onnx.NodeProto], bool], str], ...] = (
-    (("Conv", "Gemm"), _computed(1), "its weights are computed, not constant"),
-    (("Conv", "Gemm"), _computed(2), "its bias is computed, not constant"),
+    (("Conv", "ConvTranspose", "Gemm"), _computed(1), "its weights are computed, not constant"),
+    (("Conv", "ConvTranspose", "Gemm"), _computed(2), "its bias is computed, not constant"),
+    (("ConvTranspose",), _grouped, "groups share the scales of their weights"),
     (("MatMul",), _constant_not_matrix, "its constant operand is not a matrix"),
     (("MatMul",), lambda g, n: n.input[0] in g.initializers, "its first operand is constant"),
     (("Clip",), lambda g, n: not _constant_bounds(g, n), "its bounds are computed, not constant"),
