@@ -134,7 +134,7 @@ def _refuse_float(proto: onnx.ModelProto, model: Path) -> None:
 
 def _quantize(model: Path, options: CompileOptions, progress: Progress) -> PtqResult:
     """Quantize a float model file as the options say. Raises TQ303 and TQ6xx."""
-    from tinyq.ptq import CalibrationData, inputs_of, load_calibration, quantize
+    from tinyq.ptq import CalibrationData, inputs_of, load_calibration, quantize, with_shapes
 
     if model.suffix == TFLITE or options.oracle == "tflite":
         raise error(
@@ -143,10 +143,11 @@ def _quantize(model: Path, options: CompileOptions, progress: Progress) -> PtqRe
             "as ONNX.",
         )  # fmt: skip
     data = options.calib
+    source = with_shapes(model, options.shapes) if options.shapes else model
     if not isinstance(data, CalibrationData):
         assert data is not None
-        data = load_calibration(data, inputs_of(model))
-    return quantize(model, data, options.quantization, progress)
+        data = load_calibration(data, inputs_of(source))
+    return quantize(source, data, options.quantization, progress)
 
 
 def read_model(model: Path) -> onnx.ModelProto:

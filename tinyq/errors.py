@@ -536,3 +536,11 @@ _register(
     "A requested method does not apply to a layer; the message says what was done instead.",
     "Nothing needs to be done; the message tells what would change it.",
 )
+_register(
+    "TQ626",
+    12,
+    "integer samples for a float input",
+    "The samples are integers and the model's input is float32: they were taken as the numbers "
+    "that they are, without scaling.",
+    "Scale pixels as in training, unless the model itself takes 0 to 255.",
+)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import tinyq
 from tinyq.cli import app
+from tinyq.errors import CATALOG
 from tinyq.ptq import PtqConfig
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
@@ -249,6 +250,8 @@ BAD = {
         _given("--calib", "c.npz", "--allow-float", "--keep-accuracy", "1%", "-t", "cortex-m0"),
         "TQ607", "no FPU",
     ),
+    "shape of no input": (_given("--calib", "c.npz", "--shape", "z=1,3"), "TQ107", "the inputs"),
+    "shape of another rank": (_given("--calib", "c.npz", "--shape", "x=1,3"), "TQ107", "4 dim"),
     "report": (_given("--calib", "c.npz", "--report", "r.pdf"), "TQ607", "r.pdf"),
 }  # fmt: skip
 
@@ -262,11 +265,65 @@ def test_bad_input(
     arguments = make(place)
     before = sorted(place.rglob("*"))
     result = invoke("quantize", "float.onnx", *arguments)
-    assert result.exit_code == 12
+    assert result.exit_code == CATALOG[code].exit_status
     assert code in result.stderr
     assert said in " ".join(result.stderr.split())
     assert not result.stdout
     assert sorted(place.rglob("*")) == before
+
+
+def _log(b: Builder) -> str:
+    return str(b.op("Log", b.op("Einsum", b.conv("x", 3, 4), equation="nchw->nchw")))
+
+
+def _root(b: Builder) -> str:
+    return str(b.op("Sqrt", b.conv("x", 3, 4)))
+
+
+def _infinite(b: Builder) -> str:
+    weight = b.rng.normal(size=(4, 3, 3, 3))
+    weight[1, 1, 1, 1] = np.inf
+    return str(b.op("Conv", "x", b.const(weight)))
+
+
+BAD_NETWORKS = {
+    "unknown operators": (_log, [None, 3, 8, 8], "TQ601", "Einsum"),
+    "inner values": (_root, [None, 3, 8, 8], "TQ604", "becomes NaN"),
+    "weights": (_infinite, [None, 3, 8, 8], "TQ603", "1 of 108 values"),
+    "dynamic": (lambda b: b.conv("x", 3, 4), [None, 3, "h", "w"], "TQ106", "--shape"),
+}
+
+
+@pytest.mark.parametrize("verb", ["quantize", "compile", "sensitivity"])
+@pytest.mark.parametrize(
+    ("build", "shape", "code", "said"), BAD_NETWORKS.values(), ids=BAD_NETWORKS
+)
+def test_bad_networks(
+    build: Callable[[Builder], str], shape: list[Any], code: str, said: str, verb: str, place: Path
+) -> None:
+    b = Builder()
+    onnx.save(b.model(build(b), shape), place / "bad.onnx")
+    target = ["-t", "cortex-m4"] if verb == "compile" else []
+    result = invoke(verb, place / "bad.onnx", "--calib", place / "c.npz", *target)
+    assert result.exit_code == CATALOG[code].exit_status
+    assert code in result.stderr
+    assert said in " ".join(result.stderr.split())
+
+
+def test_dynamic_shapes_can_be_fixed(place: Path) -> None:
+    b = Builder()
+    onnx.save(b.model(b.conv("x", 3, 4), ["n", 3, "h", "w"]), place / "dynamic.onnx")
+    shape = ["--shape", "x=1,3,8,8"]
+    for verb in (["sensitivity"], ["quantize"], ["compile", "-t", "cortex-m4", "-o", place / "n"]):
+        succeed(*verb, place / "dynamic.onnx", "--calib", place / "c.npz", *shape, "-q")
+    succeed("verify", place / "n", "--emulator", "host", "--random", "2", "-q")
+
+
+def test_a_tflite_file_is_not_taken(place: Path) -> None:
+    (place / "float.tflite").write_bytes(b"any")
+    result = invoke("quantize", place / "float.tflite", "--calib", place / "c.npz")
+    assert result.exit_code == CATALOG["TQ102"].exit_status
+    assert "to ONNX" in result.stderr
 
 
 def test_what_cannot_be_quantized_is_refused_by_both_verbs(place: Path) -> None:
@@ -289,5 +346,10 @@ def test_choices_are_stated(place: Path) -> None:
     text = succeed("quantize", place / "odd.onnx", "--calib", place / "few.npz")
     for code in ("TQ621", "TQ622", "TQ623"):
         assert code in text
+    assert "Conv 'conv_0': 1 of 6 channels" in text
     assert (place / "odd.int8.onnx").is_file()
+    np.savez(place / "pixels.npz", x=RNG.integers(0, 256, X.shape).astype(np.uint8))
+    pixels = succeed("quantize", place / "float.onnx", "--calib", place / "pixels.npz")
+    assert "TQ626" in pixels
+    assert "uint8 samples" in pixels
     assert "TQ620" in succeed("quantize", place / "float.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,8 @@ import typer
 from tinyq.errors import error
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from tinyq.ptq import CalibrationData, ImageOptions
 
 Calib = Annotated[
@@ -55,8 +58,15 @@ Size = Annotated[
 ]
 
 
+def fixed(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> Path | ModelProto:
+    """The model with these shapes of its inputs; the file itself where none is given."""
+    from tinyq.ptq import with_shapes
+
+    return with_shapes(model, shapes) if shapes else model
+
+
 def load(
-    model: Path,
+    model: Path | ModelProto,
     calib: Path | None,
     *,
     labels: str = "",

@@ -10,6 +10,7 @@ import typer
 
 from tinyq.cli import calibration as quantizing
 from tinyq.cli.console import Json, Quiet, guarded, progress, show, show_json
+from tinyq.cli.shapes import Shape, parse_shapes
 from tinyq.errors import error
 
 Target = Annotated[
@@ -75,10 +76,7 @@ def compile_command(
     ] = "",
     board: Board = "",
     form: Format = "",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="INPUT=1,49,10,1", help="Fix the shape of an input; repeatable."),
-    ] = None,
+    shape: Shape = None,
     calib: Annotated[
         Path | None,
         typer.Option(
@@ -114,8 +112,15 @@ def compile_command(
     )
     if calib is None and config != PtqConfig():
         raise error("TQ607", "options of a quantization without --calib", "Add --calib DATA.")
+    shapes = parse_shapes(shape)
     data = quantizing.load(
-        model, calib, labels=labels, layout=layout, mean=mean, std=std, size=size
+        quantizing.fixed(model, shapes),
+        calib,
+        labels=labels,
+        layout=layout,
+        mean=mean,
+        std=std,
+        size=size,
     )
     options = CompileOptions(
         target=target,
@@ -123,7 +128,7 @@ def compile_command(
         optimize=optimize,
         oracle=oracle,
         io=io,
-        shapes=parse_shapes(shape or ()),
+        shapes=shapes,
         kernels=kernels,
         cmsis_nn=cmsis_nn,
         ram=ram,
@@ -153,18 +158,3 @@ def compile_command(
         show(network_report(manifest))
         following = f"see {folder / 'README.md'}" if form else f"tinyq verify {folder}"
         typer.echo(f"Written to {folder}. Next: {following}")
-
-
-def parse_shapes(texts: list[str] | tuple[()]) -> dict[str, tuple[int, ...]]:
-    """Shapes by input from ``NAME=1,2,3``; raises TQ303."""
-    shapes = {}
-    for text in texts:
-        name, _, sizes = text.rpartition("=")
-        try:
-            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
-        except ValueError:
-            shape = ()
-        if not name or not shape or min(shape) < 1:
-            raise error("TQ303", f"--shape {text}", "Write it as INPUT=1,49,10,1.")
-        shapes[name] = shape
-    return shapes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tinyq.cli.compile import parse_shapes
 from tinyq.cli.console import Json, guarded, show, show_json
+from tinyq.cli.shapes import Shape, parse_shapes
 
 if TYPE_CHECKING:
     from tinyq.report.encodings import LayerEncoding
@@ -24,9 +24,7 @@ def inspect_command(
         Literal["integer", "qdq"],
         typer.Option(help="Which stage of a model: as imported (qdq), or lowered to integers."),
     ] = "integer",
-    shape: Annotated[
-        list[str] | None, typer.Option(metavar="INPUT=1,49,10,1", help="Fix the shape of an input.")
-    ] = None,
+    shape: Shape = None,
     as_json: Json = False,
 ) -> None:
     """Print a model as text with its weights' encodings, or the report of a compiled folder."""
@@ -39,7 +37,7 @@ def inspect_command(
         manifest = read_manifest(model)
         show_json(manifest) if as_json else show(network_report(manifest))
         return
-    shapes = parse_shapes(shape or ())
+    shapes = parse_shapes(shape)
     if stage == "qdq":
         text = inspect_model(model, stage, shapes)
         encodings: tuple[LayerEncoding, ...] = ()

@@ -10,9 +10,11 @@ import typer
 
 from tinyq.cli import calibration as options
 from tinyq.cli.console import Json, Quiet, guarded, progress, save_file, show, show_json
+from tinyq.cli.shapes import Shape, parse_shapes
 from tinyq.errors import error
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from rich.console import RenderableType
 
     from tinyq.ptq import CalibrationData, PtqConfig, PtqResult
@@ -59,6 +61,7 @@ def quantize_command(
     mean: options.Mean = "",
     std: options.Std = "",
     size: options.Size = "",
+    shape: Shape = None,
     report: Annotated[
         list[Path] | None,
         typer.Option(
@@ -86,13 +89,14 @@ def quantize_command(
     found: dict[str, Any] = {"output": str(destination)}
     shown: list[RenderableType] = []
     with progress(quiet or as_json) as tell:
+        source = options.fixed(model, parse_shapes(shape))
         data = options.load(
-            model, calib, labels=labels, layout=layout, mean=mean, std=std, size=size
+            source, calib, labels=labels, layout=layout, mean=mean, std=std, size=size
         )
         if bound is None:
-            result = quantize(model, data, config, tell)
+            result = quantize(source, data, config, tell)
         else:
-            result, found["search"], table = _search(model, data, config, bound, allow_float, tell)
+            result, found["search"], table = _search(source, data, config, bound, allow_float, tell)
             shown.append(table)
     save_file(result.model.SerializeToString(deterministic=True), destination)
     _write_reports(result, reports)
@@ -106,7 +110,7 @@ def quantize_command(
 
 
 def _search(
-    model: Path,
+    model: Path | ModelProto,
     data: CalibrationData | None,
     config: PtqConfig,
     bound: float,

@@ -11,6 +11,7 @@ import typer
 from tinyq.cli import calibration as options
 from tinyq.cli.console import Json, Quiet, guarded, progress, save_file, show, show_json
 from tinyq.cli.quantize import Model
+from tinyq.cli.shapes import Shape, parse_shapes
 
 
 @guarded
@@ -31,6 +32,7 @@ def sensitivity_command(
     mean: options.Mean = "",
     std: options.Std = "",
     size: options.Size = "",
+    shape: Shape = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the ranking (.png).")
     ] = None,
@@ -49,11 +51,12 @@ def sensitivity_command(
     if plot is not None:
         check_plot(plot)
     with progress(quiet or as_json) as tell:
+        source = options.fixed(model, parse_shapes(shape))
         data = options.load(
-            model, calib, labels=labels, layout=layout, mean=mean, std=std, size=size
+            source, calib, labels=labels, layout=layout, mean=mean, std=std, size=size
         )
         assert data is not None  # --calib is required
-        report = sensitivity(model, data, config, tell)
+        report = sensitivity(source, data, config, tell)
     if plot is not None:
         save_file(sensitivity_plot(report), plot)
     if as_json:

@@ -12,6 +12,7 @@ from tinyq.ptq.data import (
     InputInfo,
     from_arrays,
 )
+from tinyq.ptq.graph import with_shapes
 from tinyq.ptq.load import load_calibration
 from tinyq.ptq.pipeline import PtqResult, inputs_of, quantize
 from tinyq.ptq.quality import CalibratorScore, LayerQuality, OutputQuality, PtqReport
@@ -45,4 +46,5 @@ __all__ = [
     "quantize",
     "search",
     "sensitivity",
+    "with_shapes",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyq.errors import TinyqError, error
+from tinyq.errors import Diagnostic, TinyqError, error
 
 Array = npt.NDArray[Any]
 
@@ -57,11 +57,13 @@ class CalibrationData:
         inputs: input name to array [N, ...], float32 unless the model's input is an integer.
         labels: class of each sample [N], or None.
         source: where the samples come from, for reports.
+        notices: what was chosen when they were read.
     """
 
     inputs: Mapping[str, Array]
     labels: npt.NDArray[np.int64] | None = None
     source: str = "arrays"
+    notices: tuple[Diagnostic, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {name: len(array) for name, array in self.inputs.items()}
@@ -99,7 +101,10 @@ class CalibrationData:
         """The first ``count`` samples."""
         labels = None if self.labels is None else self.labels[:count]
         return CalibrationData(
-            {name: array[:count] for name, array in self.inputs.items()}, labels, self.source
+            {name: array[:count] for name, array in self.inputs.items()},
+            labels,
+            self.source,
+            self.notices,
         )
 
 
@@ -125,7 +130,14 @@ def from_arrays(
     fitted = {
         info.name: _fit(info, np.asarray(arrays[info.name]), layout, source) for info in inputs
     }
-    return CalibrationData(fitted, None if labels is None else _labels(labels, source), source)
+    converted = [
+        Diagnostic("TQ626", f"input '{info.name}': {np.asarray(arrays[info.name]).dtype} samples",
+                   file=source)
+        for info in inputs
+        if info.dtype == "float32" and np.asarray(arrays[info.name]).dtype.kind in "iu"
+    ]  # fmt: skip
+    classes = None if labels is None else _labels(labels, source)
+    return CalibrationData(fitted, classes, source, tuple(converted))
 
 
 def _labels(labels: Array, source: str) -> npt.NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,13 @@ def _load(path: Path) -> onnx.ModelProto:
 
     if not path.is_file():
         raise error("TQ101", "no such file", file=str(path))
+    if path.suffix == ".tflite":
+        raise error(
+            "TQ102", "a TensorFlow Lite file",
+            "Convert the float network to ONNX, with tf2onnx for example; a quantized one compiles "
+            "as it is.",
+            file=str(path),
+        )  # fmt: skip
     try:
         loaded = onnx.load(path)
     except DecodeError as exc:
@@ -163,6 +171,30 @@ def is_float(model: onnx.ModelProto) -> bool:
     return any(v.type.tensor_type.elem_type == FLOAT for v in inputs) and not any(
         node.op_type in _QUANTIZED_OPS or node.op_type.startswith("QLinear") for node in nodes
     )
+
+
+def with_shapes(
+    model: str | Path | onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
+) -> onnx.ModelProto:
+    """A copy whose inputs have these shapes, of a model with dynamic ones.
+
+    Raises:
+        TinyqError: TQ101 to TQ105; TQ107 for an unknown input or another rank.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(read_model(model))
+    inputs = {value.name: value for value in fixed.graph.input}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise error("TQ107", f"'{name}'; the inputs are {', '.join(inputs)}")
+        dims = inputs[name].type.tensor_type.shape.dim
+        if len(dims) != len(shape):
+            raise error("TQ107", f"{list(shape)} for '{name}', which has {len(dims)} dimensions")
+        for dim, size in zip(dims, shape, strict=True):
+            dim.dim_value = size
+    # What was inferred for the dynamic shapes is inferred again.
+    del fixed.graph.value_info[:]
+    return fixed
 
 
 def at_opset(model: onnx.ModelProto, lowest: int) -> onnx.ModelProto:

@@ -184,6 +184,7 @@ def _data(
         return synthetic(infos, count, config.seed, config.input_range)
     if calibration.count < _FEW_SAMPLES:
         notices.append(Diagnostic("TQ623", f"{calibration.count} samples", file=calibration.source))
+    notices.extend(calibration.notices)
     # Arrays that the caller put together have not met this model's inputs yet.
     return from_arrays(infos, calibration.inputs, calibration.labels, source=calibration.source)
 

@@ -335,11 +335,6 @@ def advise(layers: tuple[LayerQuality, ...], output: OutputQuality, calibrator: 
                 f"{layer.operator} '{layer.name}' leaves {layer.unused_range:.0%} of its levels "
                 "unused: try the percentile or mse calibrator"
             )
-        if layer.dead_channels:
-            advice.append(
-                f"{layer.operator} '{layer.name}': {layer.dead_channels} of {layer.channels} "
-                "channels are always zero: they can be pruned"
-            )
         if layer.dead_filters:
             advice.append(
                 f"{layer.operator} '{layer.name}': all weights of {layer.dead_filters} output "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tinyq.errors import Diagnostic
 from tinyq.ptq.quality import OutputQuality, PtqReport
 from tinyq.ptq.sensitivity import SearchResult, SensitivityReport
 from tinyq.report.formats import shortened
@@ -26,7 +29,7 @@ def quantization_report(report: PtqReport) -> RenderableType:
             f"int{layer.weight_bits}" if layer.weight_bits else "-",
             f"{layer.dead_channels}/{layer.channels}" if layer.dead_channels else "-",
         )  # fmt: skip
-    lines = [Text(f"{d.code} {d.found}. {d.remedy or d.info.remedy}") for d in report.notices]
+    lines = [Text(line) for line in _notices(report.notices)]
     lines += [Text(f"Advice: {line}") for line in report.advice]
     for score in report.calibrators:
         kept = ", kept" if score.chosen else ""
@@ -35,6 +38,16 @@ def quantization_report(report: PtqReport) -> RenderableType:
     lines.append(Text(f"Calibrated with '{report.calibrator}' on {report.samples} samples: "))
     lines.append(Text(quality_text(report.output), "bold"))
     return Group(table, *lines)
+
+
+def _notices(notices: Iterable[Diagnostic]) -> Iterator[str]:
+    """A line a code: where it was found, and what to do."""
+    by_code: dict[str, list[Diagnostic]] = {}
+    for notice in notices:
+        by_code.setdefault(notice.code, []).append(notice)
+    for code, found in by_code.items():
+        places = [f"{d.operator} '{d.node}': {d.found}" if d.node else d.found for d in found]
+        yield f"{code} {'; '.join(places)}. {found[0].remedy or found[0].info.remedy}"
 
 
 def quality_text(quality: OutputQuality) -> str:
