@@ -15,6 +15,8 @@ import pytest
 from agreement import Model, compile_all, count_different, differences, draw_inputs, run_c
 from onnx import helper, numpy_helper
 
+from tinyq.frontends.onnx import standardise
+
 NETWORKS = Path(__file__).parents[3] / "shared" / "models" / "mlperf-tiny"
 
 
@@ -112,11 +114,13 @@ CASES = [
 ]  # fmt: skip
 
 
-def quantized(name: str, form: str, activation: str, weight: str, channels: bool,
-              folder: Path) -> onnx.ModelProto:  # fmt: skip
+def quantized(
+    name: str, form: str, activation: str, weight: str, channels: bool, folder: Path,
+    float_model: onnx.ModelProto | None = None,
+) -> onnx.ModelProto:  # fmt: skip
     from onnxruntime import quantization as q
 
-    model = ARCHITECTURES[name]()
+    model = float_model or ARCHITECTURES[name]()
     path = folder / f"{name}.onnx"
     logging.disable(logging.WARNING)
     q.quantize_static(
@@ -148,6 +152,25 @@ def test_their_c_equals_the_reference(models: dict[str, Model], tmp_path: Path) 
         for x in draw_inputs(graphs[name], 4):
             wanted = models[CASES[int(name[1:])][0]].reference(x)
             assert count_different(run_c(instance, graphs[name], x), wanted) == 0
+
+
+@pytest.mark.parametrize("opset_version", [17, 21])
+@pytest.mark.parametrize("weight", ["QInt4", "QUInt4"])
+def test_onnxruntime_quantization_to_four_bits(
+    weight: str, opset_version: int, tmp_path: Path
+) -> None:
+    """Below opset 21 onnxruntime writes the nodes in a domain of its own."""
+    for name in ("small_cnn", "inverted_residual"):
+        float_model = ARCHITECTURES[name]()
+        float_model.opset_import[0].version = opset_version
+        proto = quantized(name, "QDQ", "QUInt8", weight, True, tmp_path, float_model)
+        kinds = {t.data_type for t in proto.graph.initializer}
+        assert kinds & {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+        standardise(proto)
+        model = Model(name, proto)
+        assert differences(model, draw_inputs(model.graph, 6)) == 0
+        layer = next(n for n in model.graph.nodes if n.op in ("conv2d", "dense"))
+        assert np.abs(layer.input(1).array.astype(int)).max() <= 15
 
 
 @pytest.mark.torch

@@ -16,7 +16,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tinyq.errors import Diagnostic, TinyqError, error
+from tinyq.frontends.narrow import widen_integers
 from tinyq.frontends.onnx_nodes import to_qdq
+from tinyq.frontends.qonnx import convert_qonnx
 from tinyq.ir import AnyArray, DType, Graph, Node, OnnxAttrs, Stage, TensorType, Value, check
 from tinyq.ir.graph import without_dead_nodes
 
@@ -31,7 +33,7 @@ _NEVER_FOLDED = frozenset(
 
 
 def load_model(path: Path) -> onnx.ModelProto:
-    """Read and check an ONNX file. Raises TQ101 to TQ105."""
+    """Read and check an ONNX file, and :func:`standardise` it. Raises TQ101 to TQ105 too."""
     name = str(path)
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "no such file"
@@ -49,7 +51,17 @@ def load_model(path: Path) -> onnx.ModelProto:
         raise error("TQ102", "the file holds no ONNX graph", file=name)
     _load_external_data(model, path)
     _check_opset(model, name)
+    standardise(model)
     return model
+
+
+def standardise(model: onnx.ModelProto) -> None:
+    """Write QONNX's nodes as QDQ and integers of 4 and 2 bits as int8 and uint8, in place.
+
+    What comes of it is what the oracle runs. Raises TQ203 and TQ204 for what has no such form.
+    """
+    convert_qonnx(model)
+    widen_integers(model)
 
 
 def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
@@ -189,6 +201,8 @@ class _Importer:
         attrs = _attributes(node)
         if self._fold(node, inputs, attrs):
             return
+        if attrs.get("block_size", 0) or node.op_type == "MatMulNBits":
+            self._refuse_blocks(node, int(attrs.get("block_size", 0)))
         if node.op_type == "Identity" or (node.op_type == "Dropout" and len(inputs) >= 1):
             source = inputs[0]
             if source is None:
@@ -198,6 +212,11 @@ class _Importer:
         outputs = tuple(self._output(node, name) for name in node.output if name)
         op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         self.nodes.append(Node(op, self._name(node), inputs, outputs, attrs))
+
+    def _refuse_blocks(self, node: onnx.NodeProto, size: int) -> None:
+        found = f"blocked quantization{f': one scale for every {size} values' if size else ''}"
+        remedy = "Quantize weights with one scale a tensor or one an output channel."
+        self.refusals.append(Diagnostic("TQ204", found, remedy, node.name, node.op_type))
 
     def _name(self, node: onnx.NodeProto) -> str:
         base = node.name or f"{node.op_type}_{node.output[0]}"
@@ -298,10 +317,6 @@ def _tensor_type(info: onnx.ValueInfoProto) -> TensorType | None:
 
 def _to_array(tensor: onnx.TensorProto) -> AnyArray:
     array = numpy_helper.to_array(tensor)
-    if str(array.dtype) in ("int4", "int2"):
-        return np.asarray(array.astype(np.int8))
-    if str(array.dtype) in ("uint4", "uint2"):
-        return np.asarray(array.astype(np.uint8))
     if array.dtype in (np.float64, np.float16):
         return np.asarray(array.astype(np.float32))
     return np.array(array)

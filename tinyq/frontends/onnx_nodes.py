@@ -64,19 +64,29 @@ class QdqBuilder:
 
     def bias(self, index: int, x_scale: str, w_scale: str) -> str:
         """DequantizeLinear of an int32 bias, whose scale is the product of the other two."""
-        scales = [self._constant(name) for name in (x_scale, w_scale)]
+        scales = [self.constant(name) for name in (x_scale, w_scale)]
         product = (scales[0].ravel() * scales[1].ravel()).astype(np.float32)
         if product.size == 1:
             product = product.reshape(())
-        name = self.fresh("bias_scale")
-        self.constants[name] = numpy_helper.from_array(product, name)
+        name = self.fixed("bias_scale", product)
         axis = 0 if product.ndim else None
         return self.emit("DequantizeLinear", [self.input(index), name], self.fresh("dq"), axis=axis)
 
     def _is_scalar(self, name: str) -> bool:
-        return int(np.prod(self._constant(name).shape, dtype=np.int64)) == 1
+        return int(np.prod(self.constant(name).shape, dtype=np.int64)) == 1
 
-    def _constant(self, name: str) -> np.ndarray:
+    def is_constant(self, name: str) -> bool:
+        """Whether a value is known."""
+        return name in self.constants
+
+    def fixed(self, role: str, array: np.ndarray) -> str:
+        """Add a constant and return its name."""
+        name = self.fresh(role)
+        self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def constant(self, name: str) -> np.ndarray:
+        """A known value. Raises TQ204."""
         if name not in self.constants:
             raise error(
                 "TQ204",
