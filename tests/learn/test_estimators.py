@@ -15,7 +15,7 @@ from tinyq.learn.estimators.daq import daq_scores  # noqa: E402
 from tinyq.learn.estimators.lsq import initial_step, scale_gradient  # noqa: E402
 
 pytestmark = pytest.mark.torch
-TABLE = levels.apot(4).tensor()
+TABLE = levels.table_of(levels.apot(4))
 
 
 def gradient(

@@ -91,7 +91,7 @@ SQNR = [
 
 
 def _best_sqnr(level_set: levels.LevelSet, x: torch.Tensor) -> float:
-    table = level_set.tensor()
+    table = levels.table_of(level_set)
     steps = torch.linspace(1.0, 6.0, 101) / level_set.largest
     return max(
         levels.sqnr_db(x, nearest_level((x / s).clamp(table[0], table[-1]), table) * s)
@@ -123,7 +123,7 @@ def test_kmeans_is_as_good_as_scikit_learns(bits: int) -> None:
     inertia = found.fit(x.numpy()[:, None]).inertia_
     level_set, threshold = levels.kmeans(x, bits)
     step = threshold / level_set.largest
-    quantized = nearest_level(x / step, level_set.tensor()) * step
+    quantized = nearest_level(x / step, levels.table_of(level_set)) * step
     loss = float((quantized - x).square().sum())
     assert loss == pytest.approx(inertia, rel=0.01)  # centroids are rounded to int8
 
@@ -134,7 +134,7 @@ def test_kmeans_reaches_lloyd_and_max(bits: int, decibels: float) -> None:
     x = torch.randn(100_000, generator=torch.Generator().manual_seed(4))
     level_set, threshold = levels.kmeans(x, bits)
     step = threshold / level_set.largest
-    quantized = nearest_level(x / step, level_set.tensor()) * step
+    quantized = nearest_level(x / step, levels.table_of(level_set)) * step
     assert levels.sqnr_db(x, quantized) == pytest.approx(decibels, abs=0.1)
 
 

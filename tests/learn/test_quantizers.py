@@ -143,11 +143,11 @@ def test_tables_choose_the_nearest_level(signed: bool, bits: int) -> None:
     quantizer.eval().set_threshold(2.0)
     x = torch.linspace(-2.5 if signed else 0.0, 2.5, 5003)
     step = 2.0 / level_set.largest
-    distance = (x[:, None] - level_set.tensor() * step).abs()
+    distance = (x[:, None] - levels.table_of(level_set) * step).abs()
     found = (quantizer(x) - x).abs()
     # At most half an 8-bit step further than the nearest level, and only beside a midpoint.
     assert float((found - distance.min(1).values).max()) <= step / quantizer.fine + 1e-6
-    exact = (quantizer(x) / step).round() == level_set.tensor()[distance.argmin(1)]
+    exact = (quantizer(x) / step).round() == levels.table_of(level_set)[distance.argmin(1)]
     assert float(exact.float().mean()) > 0.96
     integers = torch.round(x / (step / quantizer.fine)).clamp(
         *((-128, 127) if signed else (0, 255))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tinyq.errors import error
 from tinyq.learn.estimators import Estimator, nearest_level, scale_gradient
 from tinyq.learn.estimators.ste import RoundSTE
-from tinyq.learn.levels import LevelSet
+from tinyq.learn.levels import LevelSet, table_of
 from tinyq.learn.observers import Observer
 from tinyq.learn.quantizers.clip import ClipScaled, Rescale
 
@@ -156,7 +156,7 @@ class TableActQuantizer(ActQuantizer):
             raise error("TQ652", f"levels to {level_set.largest} do not fit 8-bit activations")
         fit = room // level_set.largest
         self.fine = fit if fit % 2 else max(1, fit - 1)
-        self.register_buffer("table", level_set.tensor(), persistent=False)
+        self.register_buffer("table", table_of(level_set), persistent=False)
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Put the largest level on the larger end."""

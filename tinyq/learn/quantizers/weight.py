@@ -44,7 +44,7 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.level_set, self.estimator, self.mode = level_set, estimator, mode
         self.per_channel, self.normalize, self.clip_gradient = per_channel, normalize, clip_gradient
-        table = None if level_set.uniform else level_set.tensor()
+        table = None if level_set.uniform else level_sets.table_of(level_set)
         self.register_buffer("table", table, persistent=False)
         self.register_buffer("strength", torch.tensor(0.0))
         self.recorded: Tensor | None = None
