@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tinyq.codegen import Program
     from tinyq.codegen.program import Library
     from tinyq.export import Package, Source
+    from tinyq.frontends.coarse_weights import CoarseLayer
     from tinyq.ir import Graph
     from tinyq.plan import MemoryPlan
     from tinyq.plan.limits import Limits
@@ -48,6 +49,9 @@ class CompileOptions:
     board: a board's name: it implies the target, and its memories are limits too.
     calib: typical samples of a float model, which is quantized first: data of
     :func:`tinyq.ptq.load_calibration`, or a path that it takes. quantization: how it is quantized.
+    weights: a format of :data:`tinyq.quant.coarse.FORMATS` to which weights are rounded, the first
+    and last layer's too with ``weights_all``; ``weights_layers`` gives formats by layer.
+    weights_samples: samples by which the change of the outputs is measured (random ones if '').
     """
 
     target: str = ""
@@ -63,6 +67,10 @@ class CompileOptions:
     board: str = ""
     calib: CalibrationData | Path | str | None = None
     quantization: PtqConfig | None = None
+    weights: str = ""
+    weights_all: bool = False
+    weights_layers: Mapping[str, str] = field(default_factory=dict)
+    weights_samples: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +101,9 @@ def lower_model(
     from tinyq.ops.lowering import Evaluate
     from tinyq.passes.pipeline import to_integer
 
-    proto = quantized or read_model(model)
-    _refuse_float(proto, model)
+    given = quantized or read_model(model)
+    _refuse_float(given, model)
+    proto, coarse = _with_coarse_weights(given, options)
     evaluate: Evaluate = IslandEvaluator(opset(proto))
     kept = proto.SerializeToString(deterministic=True)
     if options.oracle == "tflite":
@@ -107,7 +116,48 @@ def lower_model(
         evaluate, kept = TfliteEvaluator(source), source.raw
     graph = import_model(proto, options.shapes, str(model))
     lowered = to_integer(graph, evaluate, options.oracle)
-    return lowered.graph, lowered.notes, kept
+    notes = lowered.notes
+    if coarse:
+        notes = (*_weight_notes(given, proto, coarse, lowered.graph, options), *notes)
+    return lowered.graph, notes, kept
+
+
+def _with_coarse_weights(
+    given: onnx.ModelProto, options: CompileOptions
+) -> tuple[onnx.ModelProto, tuple[CoarseLayer, ...]]:
+    """The model with the weights that the options ask for."""
+    from tinyq.frontends.coarse_weights import WeightChoice, coarsen
+    from tinyq.quant.coarse import check_format
+
+    choice = WeightChoice(options.weights, options.weights_all, options.weights_layers)
+    if not choice:
+        return given, ()
+    if options.oracle == "tflite":
+        raise error("TQ303", "--weights with --oracle tflite", "The oracle runs the file as it is.")
+    for form in filter(None, (options.weights, *options.weights_layers.values())):
+        check_format(form, "weights")
+    return coarsen(given, choice)
+
+
+def _weight_notes(
+    given: onnx.ModelProto, changed: onnx.ModelProto, coarse: tuple[CoarseLayer, ...],
+    graph: Graph, options: CompileOptions,
+) -> tuple[str, ...]:  # fmt: skip
+    """What became of the weights, and how far the outputs moved."""
+    from tinyq.frontends.oracle import OrtOracle
+    from tinyq.verification.fidelity import fidelity_note, samples_for
+
+    samples = samples_for(graph, options.weights_samples)
+    before, after = (OrtOracle(model, graph) for model in (given, changed))
+    by_form: dict[str, list[float]] = {}
+    for layer in coarse:
+        by_form.setdefault(layer.form, []).append(layer.sqnr_db)
+    lines = [
+        f"weights of {len(found)} layers rounded to {form}: signal to noise {min(found):.1f} to "
+        f"{max(found):.1f} dB a layer"
+        for form, found in by_form.items()
+    ]
+    return (*lines, fidelity_note(graph, before, after, samples))
 
 
 def _refuse_float(proto: onnx.ModelProto, model: Path) -> None:

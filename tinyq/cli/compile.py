@@ -75,6 +75,25 @@ def compile_command(
         str, typer.Option(metavar="128K", help="Most flash for constants and code.")
     ] = "",
     board: Board = "",
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="Round the weights to few levels: binary, ternary, int2 to int5, pot3, pot4, "
+            "apot2 to apot5, lut2 to lut5. The first and the last layer stay.",
+        ),
+    ] = "",
+    weights_all: Annotated[
+        bool, typer.Option("--weights-all", help="The first and the last layer too.")
+    ] = False,
+    weights_layer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER=FORMAT", help="Another format for one layer; repeatable."),
+    ] = None,
+    weights_samples: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="Samples by which the change of the outputs is measured"),
+    ] = "",
     form: Format = "",
     shape: Shape = None,
     calib: Annotated[
@@ -136,6 +155,10 @@ def compile_command(
         board=board,
         calib=data,
         quantization=config if data else None,
+        weights=weights,
+        weights_all=weights_all,
+        weights_layers=parse_formats(weights_layer or ()),
+        weights_samples=weights_samples,
     )
     with progress(quiet or as_json) as tell:
         compiled = compile_model(model, options, tell)
@@ -158,3 +181,14 @@ def compile_command(
         show(network_report(manifest))
         following = f"see {folder / 'README.md'}" if form else f"tinyq verify {folder}"
         typer.echo(f"Written to {folder}. Next: {following}")
+
+
+def parse_formats(texts: list[str] | tuple[()]) -> dict[str, str]:
+    """Formats of weights by layer from ``LAYER=FORMAT``; raises TQ303."""
+    formats = {}
+    for text in texts:
+        layer, _, form = text.rpartition("=")
+        if not layer or not form:
+            raise error("TQ303", f"--weights-layer {text}", "Write it as LAYER=pot4.")
+        formats[layer] = form
+    return formats

@@ -17,6 +17,7 @@ import onnx
 
 from tinyq.errors import Diagnostic, TinyqError
 from tinyq.frontends.onnx_nodes import QdqBuilder
+from tinyq.frontends.prune import drop_unused
 
 Float = npt.NDArray[np.float32]
 
@@ -112,24 +113,11 @@ def convert_qonnx(model: onnx.ModelProto) -> None:
         if name not in known:
             tensor.name = name
             model.graph.initializer.append(tensor)
-    _drop_unused(model)
+    drop_unused(model)
 
 
 def _is_qonnx(node: onnx.NodeProto) -> bool:
     return node.domain in DOMAINS and node.op_type in ("Quant", "IntQuant", "BipolarQuant")
-
-
-def _drop_unused(model: onnx.ModelProto) -> None:
-    """Constants that only the replaced nodes read, their types, and their domains."""
-    read = {name for node in model.graph.node for name in node.input}
-    read |= {output.name for output in model.graph.output}
-    kept = [t for t in model.graph.initializer if t.name in read]
-    del model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.initializer.extend(kept)
-    used = {node.domain for node in model.graph.node}
-    imports = [o for o in model.opset_import if o.domain not in DOMAINS - used]
-    del model.opset_import[:]
-    model.opset_import.extend(imports)
 
 
 def _refused(b: QdqBuilder, found: str, remedy: str = "") -> TinyqError:
