@@ -2,8 +2,8 @@
 
     python examples/low_bit_rounding.py kws_int8.onnx kws01_speech_commands_test.npz
 
-Rounds with every format of ``tinyq compile --weights`` (the first and the last layer stay), and runs
-the integers of each network on labelled samples (``x`` and ``y``).
+Rounds with every format of ``tinyq compile --weights`` (the first and the last layer stay), and
+runs the integers of each network on labelled samples (``x`` and ``y``).
 """
 
 from __future__ import annotations
