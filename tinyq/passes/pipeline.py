@@ -10,6 +10,7 @@ from tinyq.passes.adopt_fixed_point import adopt_fixed_point
 from tinyq.passes.adopt_tflite import adopt_tflite
 from tinyq.passes.commute_qdq import commute_qdq
 from tinyq.passes.dead_channels import remove_dead_channels
+from tinyq.passes.dead_taps import remove_dead_taps
 from tinyq.passes.lower import lower
 from tinyq.passes.merge import merge_neighbours
 from tinyq.passes.name_outputs import name_outputs
@@ -31,12 +32,14 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
 
     Order: Q and DQ commute with movement first, so that each island of float operators computes;
     layout before synthesis, since it permutes dense weights; merging once transposes are gone from
-    between neighbours; dead channels once the oracle of each operator is settled, for it says what
-    is constant; synthesis last, on the final weights.
+    between neighbours; dead taps before another oracle reads the weights; dead channels once the
+    oracle of each operator is settled, for it says what is constant; synthesis last, on the final
+    weights.
     """
     integer, notes = lower(commute_qdq(graph), evaluate, oracle)
     integer, merged = merge_neighbours(merge_reshapes(remove_transposes(integer)))
-    notes = (*notes, *merged)
+    integer, cropped = remove_dead_taps(integer)
+    notes = (*notes, *merged, *cropped)
     if oracle == "tflite":
         integer = adopt_tflite(integer)
     if oracle == "cmsis-nn":  # what is constant there is not known to the pass on dead channels
