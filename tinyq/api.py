@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from tinyq.verification.verify import Progress, Subject, VerifyOptions, VerifyReport
 
 ORACLES = ("ort", "tflite", "cmsis-nn")
-KERNELS = ("tinyq", "cmsis-nn", "auto")
+OWN_KERNELS = ("tinyq", "packed", "shift")
+KERNELS = (*OWN_KERNELS, "cmsis-nn", "auto")
+COMPARED_KERNELS = ("tinyq", "cmsis-nn", "auto")
 IO = ("int8", "float")
 STAGES = ("integer", "qdq")
 TFLITE = ".tflite"
@@ -42,10 +44,12 @@ class CompileOptions:
 
     target: a target string (``cortex-m4``). name: prefix of all C symbols, by default the file's.
     optimize: speed, size or balanced. shapes: fixed shapes of inputs by name. io: ``float`` adds
-    functions that quantize inputs and dequantize outputs. kernels: ``tinyq`` (its own alone),
-    ``cmsis-nn`` (CMSIS-NN's functions wherever they fit) or ``auto`` (whichever costs less, never
-    one that can differ from the oracle). cmsis_nn: the library's folder, by default CMSIS_NN_DIR.
-    ram, flash: most bytes of arena and of constants and code (``32K``; '' without limit).
+    functions that quantize inputs and dequantize outputs. kernels: ``tinyq`` (its own alone), of
+    these ``packed`` (weights of few values are read by their codes wherever a kernel can) or
+    ``shift`` (no layer multiplies), ``cmsis-nn`` (CMSIS-NN's functions wherever they fit) or
+    ``auto`` (whichever costs less, never one that can differ from the oracle). cmsis_nn: the
+    library's folder, by default CMSIS_NN_DIR. ram, flash: most bytes of arena and of constants and
+    code (``32K``; '' without limit).
     board: a board's name: it implies the target, and its memories are limits too.
     calib: typical samples of a float model, which is quantized first: data of
     :func:`tinyq.ptq.load_calibration`, or a path that it takes. quantization: how it is quantized.
@@ -249,7 +253,8 @@ def compile_model(
     tell("lowering to integers", 0, 1)
     graph, notes, proto = lower_model(path, options, result.model if result else None)
     tell("generating C", 0, 1)
-    fitted = fit(graph, core, Goal(options.optimize), limits, libraries)
+    family = options.kernels if options.kernels in ("packed", "shift") else ""
+    fitted = fit(graph, core, Goal(options.optimize), limits, libraries, family)
     schedule, memory, notes = fitted.schedule, fitted.plan, (*notes, *fitted.notes)
     generate_options = GenerateOptions(
         io=options.io,
@@ -295,7 +300,7 @@ def _libraries(options: CompileOptions) -> Libraries | None:
     from tinyq.build.cmsis_nn import find_cmsis_nn
     from tinyq.select import Libraries
 
-    if options.kernels == "tinyq":
+    if options.kernels in OWN_KERNELS:
         return None
     if options.oracle == "tflite":
         raise error(
@@ -494,7 +499,7 @@ def _write_export(source: Source, form: str, output: Path, board: str) -> Path:
 
 
 def profile_kernels(
-    folder: Path | str, choices: tuple[str, ...] = KERNELS, cmsis_nn: str = ""
+    folder: Path | str, choices: tuple[str, ...] = COMPARED_KERNELS, cmsis_nn: str = ""
 ) -> tuple[Profile, ...]:
     """Profiles of a compiled folder's model, compiled anew with each choice of ``kernels``.
 

@@ -203,6 +203,14 @@ _register(
     "Every kernel refused this node for the selected target.",
     "The table says why each kernel refused.",
 )
+_register(
+    "TQ207",
+    4,
+    "no kernel without multiplications",
+    "With --kernels shift every product must become additions and shifts, which this layer's "
+    "operands or form do not allow.",
+    "Leave --kernels shift out: kernels that multiply then take these layers.",
+)
 # --- 3xx: targets and options ---------------------------------------------------------------------
 _register(
     "TQ301",

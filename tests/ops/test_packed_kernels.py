@@ -17,7 +17,8 @@ from codegen.host import UNDEFINED, WARNINGS, Instance, program_of, write
 from qdq import Array, Qdq
 
 import tinyq
-from tinyq.codegen import Program
+from tinyq.codegen import GenerateOptions, Program, write_program
+from tinyq.errors import TinyqError
 from tinyq.ops import packed, sums
 from tinyq.ops.base import KernelCall
 from tinyq.select import Goal, Schedule, select
@@ -38,18 +39,22 @@ LEVELS: dict[str, list[int]] = {
     "int5": list(range(-16, 16)),
     "codebook5": [k * k * k // 40 - 3 for k in range(-15, 16)],
 }
+ALL_LEVELS = {**LEVELS, "int8": list(range(-128, 128))}
 CONV, CONV_DSP = "conv2d_s8_packed", "conv2d_s8_dsp_packed"
 DEPTHWISE, DEPTHWISE_DSP = "depthwise_s8_packed", "depthwise_s8_dsp_packed"
-SUMS = "conv2d_s8_sums"
+SUMS, BUCKETS = "conv2d_s8_sums", "conv2d_s8_buckets"
+DENSE_BUCKETS, DEPTHWISE_SUMS = "dense_s8_buckets", "depthwise_s8_sums"
+CODES, DENSE_CODES = "conv2d_s8_dsp_codes", "dense_s8_dsp_codes"
+SLOW = "cortex-m0+mul32"
 DENSE, DENSE_DSP = "dense_s8_packed", "dense_s8_dsp_packed"
 
 
 def drawn(encoding: str, shape: tuple[int, ...]) -> Array:
     """Weights of an encoding, every level among them."""
     rng = np.random.default_rng(len(encoding) + shape[0])
-    levels = np.array(LEVELS[encoding])
+    levels = np.array(ALL_LEVELS[encoding])
     flat = rng.choice(levels, int(np.prod(shape)))
-    flat[: levels.size] = levels
+    flat[: levels.size] = levels[: flat.size]
     return rng.permutation(flat).reshape(shape).astype(np.int8)
 
 
@@ -109,10 +114,67 @@ for _kernel in (CONV, CONV_DSP):
         f"{_kernel} one pixel": Case(lambda: conv("int5", 4, 8, size=(3, 3), pads=0), _kernel),
         f"{_kernel} steep": Case(lambda: conv("int4", 4, 8, scale=0.0031), _kernel, 80),
     }
-for _name in LEVELS:
-    CASES[f"{SUMS} {_name}"] = Case(lambda n=_name: conv(n), SUMS, 0, "cortex-m0+mul32")
+for _name in ALL_LEVELS:
+    CASES |= {
+        f"{SUMS} {_name}": Case(lambda n=_name: conv(n), SUMS, 0, SLOW),
+        f"{BUCKETS} {_name}": Case(lambda n=_name: conv(n, size=(3, 3)), BUCKETS, 0, SLOW),
+        f"{BUCKETS} {_name}, one pixel": Case(
+            lambda n=_name: conv(n, 11, size=(3, 3), pads=0), BUCKETS, 0, SLOW
+        ),
+        f"{DENSE_BUCKETS} {_name}": Case(lambda n=_name: dense(n), DENSE_BUCKETS, 0, SLOW),
+        f"{DEPTHWISE_SUMS} {_name}": Case(
+            lambda n=_name: conv(n, 8, 8, groups=8), DEPTHWISE_SUMS, 0, SLOW
+        ),
+    }
+for _name in ("binary", "ternary", "pot3", "apot4", "codebook5", "int8"):
+    # Every count of codes up to a whole turn and one, one and two pixels.
+    for _inputs in range(1, 10):
+        CASES[f"{BUCKETS} {_name} {_inputs}"] = Case(
+            lambda n=_name, k=_inputs: conv(n, k, 3, 1, size=(1, 1 + k % 2), pads=0), BUCKETS,
+            0, SLOW,
+        )  # fmt: skip
 CASES |= {
-    f"{SUMS} {name}": Case(build, SUMS, block, "cortex-m0+mul32")
+    f"{DENSE_BUCKETS} rows": Case(lambda: dense("apot4", 33, 7, 3), DENSE_BUCKETS, 0, SLOW),
+    f"{BUCKETS} steep": Case(lambda: conv("int4", 4, 8, scale=0.0031), BUCKETS, 0, SLOW),
+    f"{BUCKETS} stride 2": Case(lambda: conv("pot3", 7, 5, stride=2), BUCKETS, 0, SLOW),
+    f"{SUMS} int8 blocks": Case(lambda: conv("int8", 12, 12), SUMS, 2000, SLOW),
+    f"{DEPTHWISE_SUMS} stride 2": Case(
+        lambda: conv("apot5", 8, 8, groups=8, stride=2), DEPTHWISE_SUMS, 0, SLOW
+    ),
+    f"{DEPTHWISE_SUMS} 5x5": Case(
+        lambda: conv("pot4", 8, 8, 5, groups=8, pads=2, size=(7, 6)), DEPTHWISE_SUMS, 0, SLOW
+    ),
+    f"{DEPTHWISE_SUMS} wide plane": Case(
+        lambda: conv("int8", 3, 3, groups=3, size=(3, 140)), DEPTHWISE_SUMS, 0, SLOW
+    ),
+    f"{DEPTHWISE_SUMS} two outputs a channel": Case(
+        lambda: conv("codebook4", 5, 10, groups=5), DEPTHWISE_SUMS, 0, SLOW
+    ),
+    f"{DEPTHWISE_SUMS} steep": Case(
+        lambda: conv("int4", 8, 8, groups=8, scale=0.0031), DEPTHWISE_SUMS, 0, SLOW
+    ),
+}
+WIDTHS = ("binary", "ternary", "pot3", "apot4")
+SHAPES: dict[str, Callable[[str], Qdq]] = {
+    "one pixel": lambda n: conv(n, 12, 8, size=(3, 3), pads=0),
+    "two pixels": lambda n: conv(n, 8, 6, size=(2, 1)),
+    "five pixels": lambda n: conv(n, 5, 3, size=(1, 5)),
+    "padded": lambda n: conv(n, 4, 8, size=(4, 4)),
+    "strided 5x5": lambda n: conv(n, 4, 5, 5, size=(7, 6), pads=2, stride=2),
+    "1x1": lambda n: conv(n, 16, 10, 1, size=(3, 3), pads=0),
+    "dense": lambda n: dense(n, 37, 12),
+    "dense, odd channels": lambda n: dense(n, 64, 7),
+    "rows": lambda n: dense(n, 40, 6, 3),
+}
+for _name in WIDTHS:
+    for _shape, _build in SHAPES.items():
+        CASES[f"codes {_name} {_shape}"] = Case(
+            lambda n=_name, b=_build: b(n), DENSE_CODES if "dense" in _shape or _shape == "rows"
+            else CODES,
+        )  # fmt: skip
+CASES[f"{CODES} steep"] = Case(lambda: conv("int4", 4, 8, scale=0.0031), CODES)
+CASES |= {
+    f"{SUMS} {name}": Case(build, SUMS, block, SLOW)
     for name, build, block in (
         ("blocks", lambda: conv("apot4", 12, 12), 1000),
         ("blocks of five bits", lambda: conv("apot5", 8, 16), 500),
@@ -156,7 +218,8 @@ def test_c_equals_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for number, case in enumerate(CASES.values()):
         name = f"m{number}"
         schedule = scheduled(case, monkeypatch)
-        assert (call_of(schedule).params.blocks > 1) is (case.block > 0), case
+        blocks = getattr(call_of(schedule).params, "blocks", 1)
+        assert (blocks > 1) is (case.block > 0), case
         program = program_of(schedule, name)
         write(program, tmp_path / name)
         unit = tmp_path / name / "unit.c"
@@ -225,24 +288,43 @@ def innermost_loops(listing: str, function: str) -> list[str]:
     return ["\n".join(text for k, text in at.items() if a <= k <= b) for a, b in inner]
 
 
-def test_sums_do_not_multiply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loops = {}
-    for kernel in (SUMS, CONV):
-        case = Case(lambda: conv("apot4", 12, 8), kernel, 0, "cortex-m0+mul32")
-        write(program_of(scheduled(case, monkeypatch), kernel), tmp_path / kernel)
-        unit, binary = tmp_path / kernel / f"{kernel}.c", tmp_path / f"{kernel}.o"
-        flags = ("-mcpu=cortex-m0", "-mthumb", "-O2", "-std=c99", "-c")
-        subprocess.run(["arm-none-eabi-gcc", *flags, str(unit), "-o", str(binary)], check=True)
-        listing = subprocess.run(
-            ["arm-none-eabi-objdump", "-d", "--no-show-raw-insn", str(binary)],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        name = "tinyq_sums_s8" if kernel == SUMS else "tinyq_product_s8"
-        loops[kernel] = [la for la in innermost_loops(listing, name) if "ldrsb" in la]
-    assert len(loops[SUMS]) == 4
-    assert not [la for la in loops[SUMS] if "mul" in la or "bl " in la]
-    assert loops[CONV]
-    assert all("muls" in la for la in loops[CONV])
+MULTIPLICATION_FREE = {
+    SUMS: ("tinyq_sums_s8", 4, lambda: conv("apot4", 12, 8)),
+    BUCKETS: ("tinyq_buckets_s8", 1, lambda: conv("apot4", 12, 8)),
+    DENSE_BUCKETS: ("tinyq_buckets_s8", 1, lambda: dense("int8")),
+    DEPTHWISE_SUMS: ("tinyq_sums_s8", 4, lambda: conv("int8", 8, 8, groups=8)),
+}
+
+
+def loops_of(kernel: str, build: Callable[[], Qdq], function: str, folder: Path,
+             monkeypatch: pytest.MonkeyPatch) -> list[str]:  # fmt: skip
+    """The innermost loops that read activations."""
+    case = Case(build, kernel, 0, SLOW)
+    write(program_of(scheduled(case, monkeypatch), kernel), folder / kernel)
+    unit, binary = folder / kernel / f"{kernel}.c", folder / f"{kernel}.o"
+    flags = ("-mcpu=cortex-m0", "-mthumb", "-O2", "-std=c99", "-c")
+    subprocess.run(["arm-none-eabi-gcc", *flags, str(unit), "-o", str(binary)], check=True)
+    listing = subprocess.run(
+        ["arm-none-eabi-objdump", "-d", "--no-show-raw-insn", str(binary)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    return [la for la in innermost_loops(listing, function) if "ldrsb" in la]
+
+
+@pytest.mark.parametrize("kernel", MULTIPLICATION_FREE)
+def test_no_multiplication(kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, count, build = MULTIPLICATION_FREE[kernel]
+    loops = loops_of(kernel, build, function, tmp_path, monkeypatch)
+    assert len(loops) == count
+    assert not [la for la in loops if "mul" in la or "bl " in la]
+
+
+def test_multiplications_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check above finds them where they are."""
+    build = MULTIPLICATION_FREE[SUMS][2]
+    loops = loops_of(CONV, build, "tinyq_product_s8", tmp_path, monkeypatch)
+    assert loops
+    assert all("muls" in la for la in loops)
 
 
 @pytest.mark.parametrize(
@@ -250,15 +332,118 @@ def test_sums_do_not_multiply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         ("cortex-m4", CONV_DSP),
         ("cortex-m0plus", CONV),
-        ("cortex-m0+mul32", SUMS),
+        (SLOW, SUMS),
+        (SLOW, BUCKETS),
+        (SLOW, DENSE_BUCKETS),
+        (SLOW, DEPTHWISE_SUMS),
     ],
 )
 def test_emulated_core_equals_onnxruntime(target: str, kernel: str, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
-    onnx.save(conv("apot4", 24, 16, size=(6, 5)).model(), str(model))
+    build = {
+        BUCKETS: lambda: conv("apot4", 24, 16, size=(2, 2)),
+        DENSE_BUCKETS: lambda: dense("int8", 65, 9),
+        DEPTHWISE_SUMS: lambda: conv("int8", 24, 24, groups=24, size=(6, 5)),
+    }.get(kernel, lambda: conv("apot4", 24, 16, size=(9, 8)))
+    onnx.save(build().model(), str(model))
     goal = "size" if kernel == CONV else "balanced"
-    compiled = tinyq.compile(model, output=tmp_path / "out", target=target, optimize=goal)
+    kernels = "shift" if target == SLOW else "tinyq"
+    compiled = tinyq.compile(
+        model, output=tmp_path / "out", target=target, optimize=goal, kernels=kernels
+    )
     assert call_of(compiled.schedule).kernel == kernel
     report = tinyq.verify(tmp_path / "out", VerifyOptions(random=3))
     assert report.equal
-    assert report.outputs_compared == 3 * 16 * 6 * 5
+    assert report.outputs_compared == 3 * compiled.graph.outputs[0].type.elements
+
+
+def side_by_side(parts: list[Qdq]) -> Qdq:
+    """One model of several, their names kept apart."""
+    whole = Qdq()
+    for k, part in enumerate(parts):
+        model = onnx.compose.add_prefix(part.model(), f"m{k}_")
+        whole.nodes += model.graph.node
+        whole.constants += model.graph.initializer
+        whole.inputs += model.graph.input
+        whole.outputs += model.graph.output
+    return whole
+
+
+def test_codes_on_the_emulated_core(tmp_path: Path) -> None:
+    """Every shape at every width of codes, in one firmware: what runs there is assembly."""
+    builds = [build(name) for name in WIDTHS for shape, build in SHAPES.items() if shape != "rows"]
+    builds += [conv("apot4", k, o, 1, size=(1, px), pads=0)
+               for k in range(7, 10) for o in (1, 2, 5) for px in (1, 2, 3, 4)]  # fmt: skip
+    model = Model("many", side_by_side(builds).model())
+    layers = [n for n in model.graph.nodes if n.op in ("conv2d", "dense")]
+    forced = {n.name: CODES if n.op == "conv2d" else DENSE_CODES for n in layers}
+    schedule = select(model.graph, load_core("cortex-m4"), Goal("speed"), forced)
+    options = GenerateOptions(model=model.proto.SerializeToString())
+    write_program(program_of(schedule, "many", options), tmp_path / "out")
+    report = tinyq.verify(tmp_path / "out", VerifyOptions(random=3))
+    assert report.equal
+    assert report.outputs_compared == 3 * sum(v.type.elements for v in model.graph.outputs)
+
+
+def two_computed() -> Qdq:
+    """A product of two computed tensors, a grouped convolution, and a plain one."""
+    b = Qdq()
+    x = b.x((1, 4, 6, 6), 0.05)
+    y = b.qdq(b.op("Conv", x, b.weights(drawn("pot4", (4, 2, 3, 3)), 0.01), group=2), 0.1)
+    y = b.qdq(b.op("Conv", y, b.weights(drawn("pot4", (4, 4, 1, 1)), 0.01)), 0.1)
+    return b.end(b.op("MatMul", y, y), 0.3)
+
+
+def test_layers_that_must_multiply_are_listed(tmp_path: Path) -> None:
+    graph = Model("mixed", two_computed().model()).graph
+    with pytest.raises(TinyqError) as caught:
+        select(graph, load_core("cortex-m4"), Goal("speed"), family="shift")
+    found = {d.operator: (d.code, d.found) for d in caught.value.diagnostics}
+    assert set(found) == {"conv2d", "matmul"}
+    assert {code for code, _ in found.values()} == {"TQ207"}
+    assert "it has groups" in found["conv2d"][1]
+    assert "both operands are computed" in found["matmul"][1]
+
+
+@pytest.mark.parametrize("target", ["cortex-m4", "cortex-m0plus", SLOW])
+@pytest.mark.parametrize("goal", ["speed", "size"])
+def test_kernels_of_a_family(target: str, goal: str) -> None:
+    """Chosen wherever they can be; elsewhere nothing without products is taken unasked."""
+    graph = Model("net", conv("pot4", 16, 16).model()).graph
+    core = load_core(target)
+
+    def call(family: str) -> KernelCall:
+        return call_of(select(graph, core, Goal(goal), family=family))
+
+    assert not call("shift").multiplies
+    assert call("packed").encoding == "pot4"
+    if target != SLOW:
+        assert call("packed").multiplies
+        assert call("").multiplies
+    plain = Model("plain", conv("int8", 16, 16).model()).graph
+    assert not call_of(select(plain, core, Goal(goal), family="shift")).multiplies
+    if target != SLOW:
+        assert call_of(select(plain, core, Goal(goal), family="packed")).encoding == ""
+
+
+@pytest.mark.parametrize(
+    ("build", "few", "bytes_"),
+    [
+        (lambda n: conv(n, 32, 32, size=(12, 12)), 0.25, 0.5),
+        (lambda n: dense(n, 256, 64), 0.5, 0.8),
+        (lambda n: conv(n, 128, 32, 1, size=(2, 2), pads=0), 0.5, 0.8),
+        (lambda n: conv(n, 16, 16, groups=16, size=(16, 16)), 0.65, 0.85),
+    ],
+    ids=["conv", "dense", "few pixels", "depthwise"],
+)
+def test_slow_multipliers_are_avoided(
+    build: Callable[[str], Qdq], few: float, bytes_: float
+) -> None:
+    """At most a part of the cycles of the best kernel that multiplies, with 4 bits and with 8."""
+    core = load_core(SLOW)
+    for name, part in (("pot4", few), ("apot4", few), ("int8", bytes_)):
+        schedule = select(Model(name, build(name).model()).graph, core, Goal("speed"))
+        layer = next(la for la in schedule.layers if la.node.op in ("conv2d", "dense"))
+        assert not layer.call.multiplies
+        best = min(c.cost for c in layer.candidates if c.call and c.call.multiplies)
+        assert layer.call.instructions < part * best

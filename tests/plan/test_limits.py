@@ -38,7 +38,7 @@ def fitted(goal: Goal, limits: Limits, monkeypatch: pytest.MonkeyPatch) -> modul
     monkeypatch.setattr(
         module,
         "select",
-        lambda g, core, goal, libraries: original(g, core, goal, operators={"fake": operator}),
+        lambda g, core, goal, **_: original(g, core, goal, operators={"fake": operator}),
     )
     return fit(graph, load_core("cortex-m4"), goal, limits)
 

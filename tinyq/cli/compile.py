@@ -57,8 +57,11 @@ def compile_command(
         typer.Option(help="Whose arithmetic the integers follow."),
     ] = "ort",
     kernels: Annotated[
-        Literal["tinyq", "cmsis-nn", "auto"],
-        typer.Option(help="tinyq's own, CMSIS-NN's wherever they fit, or whichever costs less."),
+        Literal["tinyq", "packed", "shift", "cmsis-nn", "auto"],
+        typer.Option(
+            help="tinyq's own, those that read packed weights, those that never multiply, "
+            "CMSIS-NN's wherever they fit, or whichever of all costs less."
+        ),
     ] = "tinyq",
     cmsis_nn: Annotated[
         str,

@@ -85,12 +85,12 @@ def clock_of(board: str, megahertz: str) -> int:
 
 def show_kernels(folder: Path, as_json: bool) -> None:
     """The folder's model with each choice of kernels, side by side."""
-    from tinyq.api import KERNELS, profile_kernels
+    from tinyq.api import COMPARED_KERNELS, profile_kernels
     from tinyq.report.profile import kernels_report
 
     with progress(as_json) as tell:
         tell("profiling", 0, 1)
-        profiles = dict(zip(KERNELS, profile_kernels(folder), strict=True))
+        profiles = dict(zip(COMPARED_KERNELS, profile_kernels(folder), strict=True))
     if as_json:
         show_json({"profiles": {name: one.to_json() for name, one in profiles.items()}})
     else:

@@ -7,6 +7,7 @@ from tinyq.ops.arg_max import ArgMax
 from tinyq.ops.average_pool2d import AveragePool2d
 from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, Registry
 from tinyq.ops.cmsis_nn import KERNELS as _CMSIS_NN
+from tinyq.ops.codes_dsp import CodesS8Dsp
 from tinyq.ops.concat import Concat
 from tinyq.ops.conv2d import Conv2d
 from tinyq.ops.conv2d_dsp import Conv2dS8Dsp
@@ -36,7 +37,7 @@ from tinyq.ops.resize_bilinear import ResizeBilinear
 from tinyq.ops.resize_nearest import ResizeNearest
 from tinyq.ops.slice import Slice
 from tinyq.ops.softmax import Softmax
-from tinyq.ops.sums import Conv2dS8Sums
+from tinyq.ops.sums import BucketSums, Conv2dS8Sums, DepthwiseS8Sums
 from tinyq.ops.transpose import Transpose
 
 Conv2d.kernels += (Conv2dS8Columns(), DepthwiseS8Planes())
@@ -50,11 +51,15 @@ Add.kernels += (AddS8Mve(),)
 AveragePool2d.kernels += (AveragePool2dS8Mve(),)
 
 Conv2d.kernels += (
-    Conv2dS8Packed(), Conv2dS8DspPacked(), Conv2dS8Sums(),
+    Conv2dS8Packed(), Conv2dS8DspPacked(), Conv2dS8Sums(), DepthwiseS8Sums(),
+    BucketSums("conv2d_s8_buckets"), CodesS8Dsp("conv2d_s8_dsp_codes"),
     WholePacked(DepthwiseS8Planes(), "depthwise_s8_packed"),
     WholePacked(DepthwiseS8Dsp(SHORT), "depthwise_s8_dsp_packed"),
 )  # fmt: skip
-Dense.kernels += (WholePacked(DenseS8(), "dense_s8_packed"), DenseS8DspPacked())
+Dense.kernels += (
+    WholePacked(DenseS8(), "dense_s8_packed"), DenseS8DspPacked(), BucketSums("dense_s8_buckets"),
+    CodesS8Dsp("dense_s8_dsp_codes"),
+)  # fmt: skip
 
 REGISTRY = Registry()
 for _operator in (

@@ -102,7 +102,7 @@ class KernelCall:
     another touches no byte of a later one then). ``sharing`` says how operands and result can be
     the same bytes; ``alias`` that they are, so that the call is left out. ``multiplies``: every
     multiply-accumulate is an instruction, which costs more where the multiplier takes several
-    cycles.
+    cycles. ``encoding`` of the weights, where the kernel reads them by codes.
     """
 
     kernel: str
@@ -122,6 +122,7 @@ class KernelCall:
     library: LibraryUse | None = None
     cores: tuple[InnerFunction, ...] = ()
     multiplies: bool = True
+    encoding: str = ""
 
     @property
     def constant_bytes(self) -> int:
@@ -143,6 +144,8 @@ class Kernel(ABC):
     """The library of the user's that it calls."""
     takes_fixed_point: ClassVar[bool] = False
     """Whether it computes operators that round twice (tinyq.ops.fixed_point)."""
+    without_products: ClassVar[bool] = False
+    """Whether its multiply-accumulates are additions and shifts."""
 
     @abstractmethod
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:

@@ -11,7 +11,7 @@ from tinyq.ops.conv2d import conv2d_params, weights_constant
 from tinyq.ops.conv2d_dsp import geometry_of
 from tinyq.ops.dense import dense_params
 from tinyq.ops.dsp_products import overlap_of
-from tinyq.ops.params import Conv2dParams
+from tinyq.ops.params import Conv2dParams, DenseParams
 from tinyq.ops.scalar_params import ColumnsParams, PlanesParams, ProductParams
 from tinyq.target import Core
 
@@ -45,12 +45,7 @@ class DenseS8Rows(Kernel):
         d = dense_params(node)
         if d.rows == 1:
             return "there is one row"
-        one = (1, 1)
-        p = Conv2dParams(
-            1, d.rows, d.in_features, 1, d.rows, d.out_features, *one, *one, *one, 0, 0, 1, 0,
-            d.weight_type, d.requant,
-        )  # fmt: skip
-        return columns_call(self.name, node, p, core)
+        return columns_call(self.name, node, rows_as_pixels(d), core)
 
 
 class DepthwiseS8Planes(Kernel):
@@ -62,14 +57,12 @@ class DepthwiseS8Planes(Kernel):
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses what is no depthwise convolution of int8 weights, and very large planes."""
         p = conv2d_params(node)
-        if p.groups != p.in_c:
-            return "not depthwise"
         if p.weight_type != "int8_t":
             return "weights of 16 bits"
-        rows = (p.out_h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1
-        width = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1
-        if rows <= p.pad_top or width <= p.pad_left:
-            return "no output reads the input"
+        plane = plane_of(p)
+        if isinstance(plane, str):
+            return plane
+        rows, width = plane
         element = "int16_t" if core.long_multiply else "int32_t"
         taps = p.kernel_h * p.kernel_w
         scratch = 4 * taps + rows * width * (2 if element == "int16_t" else 4)
@@ -93,6 +86,26 @@ class DepthwiseS8Planes(Kernel):
             includes=("tinyq_dsp.h",),
             reason="one channel at a time",
         )
+
+
+def rows_as_pixels(d: DenseParams) -> Conv2dParams:
+    """A dense layer as a 1x1 convolution whose pixels are the rows."""
+    one = (1, 1)
+    return Conv2dParams(
+        1, d.rows, d.in_features, 1, d.rows, d.out_features, *one, *one, *one, 0, 0, 1, 0,
+        d.weight_type, d.requant,
+    )  # fmt: skip
+
+
+def plane_of(p: Conv2dParams) -> tuple[int, int] | Refusal:
+    """Rows and columns of the padded plane that a depthwise convolution reads."""
+    if p.groups != p.in_c:
+        return "not depthwise"
+    rows = (p.out_h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1
+    width = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1
+    if rows <= p.pad_top or width <= p.pad_left:
+        return "no output reads the input"
+    return rows, width
 
 
 def columns_call(name: str, node: Node, p: Conv2dParams, core: Core) -> KernelCall:

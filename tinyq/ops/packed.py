@@ -117,6 +117,7 @@ def _packed_call(name: str, encoding: Encoding, inner: _Inner, core: Core) -> Ke
         phase=call.phase if alone else 0,
         includes=tuple(dict.fromkeys((*call.includes, *dsp.INCLUDES))),
         reason=f"{encoding.name} weights unpacked{parts}; {call.reason}",
+        encoding=encoding.name,
         cores=(
             *cores,
             InnerFunction("unpack", "unpack_codes", "ops/unpack_codes.c.j2", unpack),
@@ -130,7 +131,7 @@ def _stored(encoding: Encoding, inner: _Inner, values: Int8) -> tuple[PackedPara
     blocks, count = values.shape
     turn = _TURN[encoding.bits]
     turns = -(-count // turn)
-    packed = store_codes(encoding, values)
+    packed = store_codes(_codes(encoding, values), encoding.bits)
     params = PackedParams(
         bits=encoding.bits,
         mixed=inner.mixed,
@@ -148,14 +149,16 @@ def _stored(encoding: Encoding, inner: _Inner, values: Int8) -> tuple[PackedPara
     return params, packed
 
 
-def store_codes(encoding: Encoding, values: Int8) -> AnyArray:
-    """Codes of weights [blocks, ...], blocks padded to whole turns: uint8, or words that fit."""
-    blocks, count = values.shape
-    turn = _TURN[encoding.bits]
-    codes = np.zeros((blocks, -(-count // turn) * turn), np.uint8)
-    codes[:, :count] = _codes(encoding, values)
-    packed: AnyArray = np.concatenate([pack(row, encoding.bits) for row in codes])
-    return packed.view("<u4") if encoding.bits in (1, 2, 4) else packed
+def store_codes(codes: Codes, bits: int) -> AnyArray:
+    """Codes [blocks, ...], blocks padded to whole turns: uint8, or words that fit; bytes if 8."""
+    if bits == 8:
+        return codes.reshape(-1)
+    blocks, count = codes.shape
+    turn = _TURN[bits]
+    padded = np.zeros((blocks, -(-count // turn) * turn), np.uint8)
+    padded[:, :count] = codes
+    packed: AnyArray = np.concatenate([pack(row, bits) for row in padded])
+    return packed.view("<u4") if bits in (1, 2, 4) else packed
 
 
 def _values(data: Int8, mixed: bool) -> Int8:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyq.ops.params import RequantParams
+from tinyq.ops.params import Conv2dParams, RequantParams
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,10 @@ class PackedParams:
 
 @dataclass(frozen=True)
 class ListParams:
-    """``ops/digit_lists.c.j2``: ``k`` weights for each of ``channels``, of ``digits`` powers."""
+    """``ops/digit_lists.c.j2``: ``k`` weights for each of ``channels``, of ``digits`` powers.
+
+    ``offsets`` [k] are the positions of the weights' inputs where these are not 0 to k - 1.
+    """
 
     bits: int
     k: int
@@ -50,6 +53,7 @@ class ListParams:
     stride: int
     index_type: str
     code_type: str
+    offsets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,48 @@ class SumsParams:
     index_type: str
     grouped: bool
     requant: RequantParams
+
+
+@dataclass(frozen=True)
+class BucketsParams:
+    """``ops/buckets_s8.c.j2``: ``columns`` (1 or 2) of ``k`` by ``o`` channels.
+
+    ``header`` bytes say which of the sums by code make up the ``powers``, in units of ``step``.
+    """
+
+    k: int
+    o: int
+    bits: int
+    columns: int
+    powers: int
+    header: int
+    step: int
+    requant: RequantParams
+
+
+@dataclass(frozen=True)
+class DepthwiseSumsParams:
+    """``ops/depthwise_sums_s8.c.j2``.
+
+    Codes of a channel take ``row_bytes``, its lists ``list_bytes``.
+    """
+
+    shape: Conv2dParams
+    row_bytes: int
+    list_bytes: int
+
+
+@dataclass(frozen=True)
+class CodesParams:
+    """``ops/codes_s8_dsp.c.j2``: blocks of ``columns`` pixels by ``channels`` at a time.
+
+    Columns have ``k`` values, whole chunks of ``chunk``; ``crossed``: see the template.
+    """
+
+    shape: Conv2dParams
+    bits: int
+    columns: int
+    channels: int
+    k: int
+    chunk: int
+    crossed: bool

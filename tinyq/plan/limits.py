@@ -55,16 +55,21 @@ def parse_bytes(text: str) -> int:
 
 
 def fit(
-    graph: Graph, core: Core, goal: Goal, limits: Limits, libraries: Libraries | None = None
-) -> Fitted:
+    graph: Graph, core: Core, goal: Goal, limits: Limits, libraries: Libraries | None = None,
+    family: str = "",
+) -> Fitted:  # fmt: skip
     """Select and plan within ``limits``, with the kernels of a smaller goal where that helps.
+
+    ``libraries`` and ``family`` are those of :func:`tinyq.select.select`.
 
     Raises one TinyqError with TQ801 (RAM) and TQ802 (flash) for the limits that nothing meets.
     """
     tried: list[tuple[Schedule, MemoryPlan]] = []
     goals = _SMALLER[_SMALLER.index(goal) :] if limits != Limits() else (goal,)
     for attempt in goals:
-        schedule, memory = plan_shared(select(graph, core, attempt, libraries=libraries))
+        schedule, memory = plan_shared(
+            select(graph, core, attempt, libraries=libraries, family=family)
+        )
         tried.append((schedule, memory))
         if limits.allow(memory, flash_estimate(schedule)):
             return Fitted(schedule, memory, _moved(goal, attempt))

@@ -23,23 +23,29 @@ def select(
     forced: Mapping[str, str] | None = None,
     operators: Mapping[str, Operator] | None = None,
     libraries: Libraries | None = None,
+    family: str = "",
 ) -> Schedule:
     """Choose a kernel for every node of an integer graph.
 
     ``forced`` maps a node's name to the name of the kernel it must use. ``operators`` replaces the
     registry. ``libraries`` lets kernels of a library of the user's be chosen, which are otherwise
-    not asked. Raises one TinyqError with a diagnostic for every node that cannot be served: TQ206
-    where all kernels refuse, TQ303 where a forced kernel is unknown or refuses.
+    not asked. ``family`` restricts the layers with products to kernels that read weights by their
+    codes, wherever there is one (``packed``), or that do without multiplications (``shift``).
+    Raises one TinyqError with a diagnostic for every node that cannot be served: TQ206 where all
+    kernels refuse, TQ207 where every kernel multiplies and none may, TQ303 where a forced kernel is
+    unknown or refuses.
     """
     table = _registered() if operators is None else operators
     wanted = dict(forced or {})
     layers: list[Layer] = []
     problems = _unknown_nodes(graph, wanted)
-    answers = {
-        node: [_ask(k, node, core, libraries) for k in table[node.op].kernels
-               if _is_asked(k, libraries)]
-        for node in graph.nodes
-    }  # fmt: skip
+    answers = {}
+    for node in graph.nodes:
+        asked = [_ask(k, node, core, libraries) for k in table[node.op].kernels
+                 if _is_asked(k, libraries)]  # fmt: skip
+        if table[node.op].macs(node) and node.name not in wanted:
+            asked = _of_family(asked, core, family)
+        answers[node] = asked
     price = _price_of_flash(answers.values())
     for node in graph.nodes:
         waiting = (core.mul_cycles - 1) * table[node.op].macs(node)
@@ -47,7 +53,11 @@ def select(
         allowed = [c for c in candidates if wanted.get(node.name, c.kernel) == c.kernel]
         accepted = _preferred([c for c in allowed if c.call is not None], libraries)
         if not accepted:
-            problems.append(_refused(node, core, candidates, wanted.get(node.name)))
+            problems.append(
+                _without_products(node, table[node.op], candidates)
+                if family == "shift" and node.name not in wanted
+                else _refused(node, core, candidates, wanted.get(node.name))
+            )
             continue
         best = min(accepted, key=lambda c: c.cost)
         assert best.call is not None
@@ -78,6 +88,28 @@ def _ask(kernel: Kernel, node: Node, core: Core, libraries: Libraries | None) ->
         if refusal:
             return Candidate(kernel.name, None, refusal)
     return Candidate(kernel.name, answer)
+
+
+def _of_family(candidates: list[Candidate], core: Core, family: str) -> list[Candidate]:
+    """The candidates of a layer with products, those outside of the family refused."""
+    packed = family == "packed" and any(_reads_codes(c, core) for c in candidates)
+
+    def refusal(call: KernelCall) -> str:
+        if family == "shift":
+            return "it multiplies" if call.multiplies else ""
+        if not call.multiplies and core.mul_cycles == 1:
+            return "the core multiplies in one cycle"
+        return "the weights can be read by their codes" if packed and not call.encoding else ""
+
+    return [
+        Candidate(c.kernel, None, refusal(c.call)) if c.call is not None and refusal(c.call) else c
+        for c in candidates
+    ]
+
+
+def _reads_codes(candidate: Candidate, core: Core) -> bool:
+    call = candidate.call
+    return call is not None and bool(call.encoding) and (call.multiplies or core.mul_cycles > 1)
 
 
 def _preferred(accepted: list[Candidate], libraries: Libraries | None) -> list[Candidate]:
@@ -137,3 +169,12 @@ def _refused(
         )
     found = f"no kernel for {core.target} ({reasons or 'the operator has none'})"
     return Diagnostic("TQ206", found, node=node.name, operator=node.op)
+
+
+def _without_products(
+    node: Node, operator: Operator, candidates: tuple[Candidate, ...]
+) -> Diagnostic:
+    names = {kernel.name for kernel in operator.kernels if kernel.without_products}
+    reasons = "; ".join(f"{c.kernel}: {c.refusal}" for c in candidates if c.kernel in names)
+    found = f"every kernel multiplies ({reasons or 'both operands are computed'})"
+    return Diagnostic("TQ207", found, node=node.name, operator=node.op)
