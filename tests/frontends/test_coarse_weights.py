@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,35 @@ def test_compiled_and_verified(tmp_path: Path) -> None:
         assert np.array_equal(
             Model("stored", stored).oracle(x)[0], Model("again", again).oracle(x)[0]
         )
+
+
+def test_float_networks_are_quantized_first(tmp_path: Path) -> None:
+    """int4 is a width of the quantization itself; other formats round what it gives."""
+    rng = np.random.default_rng(2)
+    weights = rng.normal(0, 0.2, (3, 5, 4, 1, 1)).astype(np.float32)
+    nodes, constants, name = [], [], "x"
+    for k, array in enumerate((weights[0, :4], weights[1, :4], weights[2, :4])):
+        constants.append(numpy_helper.from_array(array, f"w{k}"))
+        nodes.append(helper.make_node("Conv", [name, f"w{k}"], [f"y{k}"], name=f"c{k}"))
+        name = f"y{k}"
+    kind = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", kind, (1, 4, 5, 5))],
+        [helper.make_tensor_value_info(name, kind, (1, 4, 5, 5))], constants,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(tmp_path / "f.onnx"))
+    np.save(tmp_path / "c.npy", rng.normal(0, 1, (8, 4, 5, 5)).astype(np.float32))
+    for form, rounded in (("int4", False), ("pot3", True)):
+        result = CliRunner().invoke(
+            app,
+            ["compile", str(tmp_path / "f.onnx"), "-t", "cortex-m4", "-o", str(tmp_path / form),
+             "--calib", str(tmp_path / "c.npy"), "--weights", form, "--json"],
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        notes = json.loads(result.stdout)["notes"]
+        assert any(f"rounded to {form}" in note for note in notes) is rounded
+        assert tinyq.verify(tmp_path / form, VerifyOptions(random=3, emulator="host")).equal
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def compile_command(
         typer.Option(
             metavar="FORMAT",
             help="Round the weights to few levels: binary, ternary, int2 to int5, pot3, pot4, "
-            "apot2 to apot5, lut2 to lut5. The first and the last layer stay.",
+            "apot2 to apot5, lut2 to lut5. The first and the last layer stay. With --calib int4 "
+            "is how the float model is quantized.",
         ),
     ] = "",
     weights_all: Annotated[
@@ -108,7 +109,6 @@ def compile_command(
         ),
     ] = None,
     calibrator: quantizing.Calibrator = "mse",
-    weights: quantizing.Weights = "int8",
     rounding: quantizing.Rounding = "nearest",
     bias_correction: quantizing.BiasCorrection = True,
     labels: quantizing.Labels = "",
@@ -129,9 +129,11 @@ def compile_command(
 
     if not target and not board:
         raise typer.BadParameter("Missing option '--target' / '-t' (or '--board').")
+    quantized_to = weights if calib is not None and weights == "int4" else "int8"
     config = PtqConfig(
-        calibrator=calibrator, weights=weights, rounding=rounding, bias_correction=bias_correction
-    )
+        calibrator=calibrator, weights=quantized_to, rounding=rounding,
+        bias_correction=bias_correction,
+    )  # fmt: skip
     if calib is None and config != PtqConfig():
         raise error("TQ607", "options of a quantization without --calib", "Add --calib DATA.")
     shapes = parse_shapes(shape)
@@ -158,7 +160,7 @@ def compile_command(
         board=board,
         calib=data,
         quantization=config if data else None,
-        weights=weights,
+        weights="" if weights == quantized_to else weights,
         weights_all=weights_all,
         weights_layers=parse_formats(weights_layer or ()),
         weights_samples=weights_samples,
