@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyq.build import Artifact, Network, Port
 from tinyq.errors import TinyqError, error
+
+Counts = dict[int, int]
+"""Executions by address of the instruction."""
 
 _MAGIC = b"TQS1"
 _UNKNOWN = 0xFFFFFFFF
@@ -65,17 +67,17 @@ def samples_file(network: Network, samples: Sequence[NDArray[np.generic]]) -> by
 
 
 def read_outputs(
-    path: Path,
+    contents: bytes,
     artifact: Artifact,
     emulator: str,
     elapsed: float,
     to_instructions: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None,
 ) -> RunTrace:
-    """Read ``outputs.bin``; ``to_instructions`` turns timer ticks into instructions.
+    """Read what the harness wrote; ``to_instructions`` turns timer ticks into instructions.
 
     Raises :class:`ValueError` when the file is not what the harness writes.
     """
-    raw = np.fromfile(path, np.uint8)
+    raw = np.frombuffer(contents, np.uint8)
     empty_ticks, hook_ticks, empty_stack, start = _calibration(raw)
     records = _sample_type(raw, start)
     count = int(raw[-8:].view("<u4")[0])

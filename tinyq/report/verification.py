@@ -103,9 +103,7 @@ def figures(report: VerifyReport) -> Table:
     if report.accuracy is not None:
         table.add_row("accuracy", _accuracy(report))
     if report.instructions_per_inference is not None:
-        table.add_row(
-            "instructions", f"{count(report.instructions_per_inference)} an inference (counted)"
-        )
+        table.add_row("instructions", f"{_instructions(report)} an inference (counted)")
     if report.flash_bytes is not None:
         parts = f"code {count(report.code_bytes)}, constants {count(report.constant_bytes)}"
         table.add_row("flash", f"{size(report.flash_bytes)}: {parts}")
@@ -116,9 +114,25 @@ def figures(report: VerifyReport) -> Table:
     else:
         table.add_row("arena", size(report.arena_bytes))
     table.add_row("samples", f"{count(report.samples)} ({report.sample_source})")
-    table.add_row("target", f"{report.target} on {report.emulator}; this machine: {report.host}")
+    table.add_row("target", f"{report.target} on {_where(report)}; this machine: {report.host}")
+    if report.compiler:
+        table.add_row("compiler", report.compiler)
+    for note in report.notes:
+        table.add_row("note", note)
     table.add_row("time", f"{report.seconds:.1f} s")
     return table
+
+
+def _where(report: VerifyReport) -> str:
+    return report.emulator.replace(",", " and ")
+
+
+def _instructions(report: VerifyReport) -> str:
+    """The count, or each emulator's beside the others'."""
+    if len(report.runs) < 2:
+        return count(report.instructions_per_inference)
+    counts = [f"{r.emulator} {count(r.instructions_per_inference)}" for r in report.runs]
+    return ", ".join(counts)
 
 
 def _accuracy(report: VerifyReport) -> str:
@@ -132,7 +146,7 @@ def verdict(report: VerifyReport) -> Text:
     """The one line that matters."""
     if report.equal:
         return Text(
-            f"EQUAL: {report.oracle}, the integer reference and the C on {report.emulator} agree "
+            f"EQUAL: {report.oracle}, the integer reference and the C on {_where(report)} agree "
             f"on all {count(report.outputs_compared)} output integers.",
             "bold green",
         )
