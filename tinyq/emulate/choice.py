@@ -10,6 +10,7 @@ from tinyq.build.arm import INSTALL_EXTRA, TOOLCHAINS, default_toolchain, find_g
 from tinyq.build.toolchain import probe
 from tinyq.emulate import unicorn
 from tinyq.emulate.qemu import PROGRAM, VARIABLE
+from tinyq.emulate.runner import find_program
 from tinyq.errors import Diagnostic, TinyqError, error
 
 EMULATORS = ("qemu", "unicorn", "host")
@@ -28,12 +29,15 @@ def choose(emulator: str = "", toolchain: str = "", core: str = "") -> Choice:
     """Resolve what the user asked for; '' is QEMU and GCC, else unicorn and zig, where installed.
 
     ``emulator`` is a name or several with commas, ``core`` the core that is to be emulated. Raises
-    TQ303 for an unknown name; TQ401 or TQ403, or both, when nothing fit is installed.
+    TQ303 for an unknown name; TQ401 or TQ403, or both, when nothing fit is installed; TQ409 for a
+    core that the emulator has no model of.
     """
     asked = tuple(part.strip() for part in emulator.split(",")) if emulator else ()
     _check(asked, emulator, toolchain)
     if asked == ("host",):
         return Choice(asked, "")
+    for name in asked:
+        _require(name, core)
     problems: list[Diagnostic] = []
     notes: list[str] = []
     if not asked:
@@ -70,14 +74,21 @@ def _check(asked: tuple[str, ...], emulator: str, toolchain: str) -> None:
         )
 
 
+def _require(emulator: str, core: str) -> None:
+    if emulator == "qemu":
+        find_program(VARIABLE, PROGRAM)
+    if emulator == "unicorn" and core:
+        unicorn.require_model(core)
+
+
 def _default_emulator(core: str) -> tuple[tuple[str], tuple[str, ...]]:
     """QEMU, or unicorn and why."""
     if os.environ.get(VARIABLE) or shutil.which(PROGRAM):
+        _require("qemu", core)
         return ("qemu",), ()
     if not unicorn.installed():
         raise error("TQ403", f"neither {PROGRAM} nor the package unicorn is installed")
-    if core:
-        unicorn.require_model(core)
+    _require("unicorn", core)
     return ("unicorn",), (f"{PROGRAM} is not installed: unicorn ran the code",)
 
 

@@ -15,7 +15,7 @@ from tinyq.emulate.host import HostRunner
 from tinyq.emulate.qemu import QemuRunner
 from tinyq.emulate.runner import DEFAULT_TIMEOUT, Emulator, Samples
 from tinyq.emulate.trace import RunTrace
-from tinyq.emulate.unicorn import TIMER, UnicornRunner, require_model
+from tinyq.emulate.unicorn import TIMER, UnicornRunner
 from tinyq.errors import error
 from tinyq.target import Core, load_board, load_core
 
@@ -81,19 +81,11 @@ def run_everywhere(
     options = options or RunOptions()
     core = load_core(options.target or network.target)
     choice = choose(options.emulator, options.toolchain, core.name)
-    for name in choice.emulators:
-        _require(name, core, options)
+    if options.allow_float and "unicorn" in choice.emulators:
+        raise error("TQ409", "unicorn's cores start without their FPU")
     with tempfile.TemporaryDirectory(prefix="tinyq-build-") as folder:
         builds = _Builds(network, core, Path(folder), options, choice)
         return tuple(_run(builds, name, samples) for name in choice.emulators)
-
-
-def _require(emulator: str, core: Core, options: RunOptions) -> None:
-    """Refuse what an emulator cannot do, before anything is built."""
-    if emulator == "unicorn":
-        require_model(core.name)
-        if options.allow_float:
-            raise error("TQ409", "unicorn's cores start without their FPU")
 
 
 @dataclass

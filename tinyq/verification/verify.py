@@ -91,13 +91,13 @@ def verify(
 ) -> VerifyReport:
     """Run the samples through oracle, reference and C, and compare. Raises TQ4xx and TQ5xx."""
     start, tell = time.monotonic(), progress or _silent
+    core = load_core(options.target or subject.network.target)
+    choice = choose(options.emulator, options.toolchain, core.name)
+    board, notes = emulated_board(options.board, choice.emulators)
     samples = _samples(subject, options)
     labels = _labels(options, samples)
     expected = _run_oracle(subject, samples, tell)
     reference = _run_reference(subject, samples, options.layers, tell)
-    core = load_core(options.target or subject.network.target)
-    choice = choose(options.emulator, options.toolchain, core.name)
-    board, notes = emulated_board(options.board, choice.emulators)
     what = f"building and running on {' and '.join(choice.emulators)}"
     tell(what, 0, 1)
     runs = run_everywhere(
