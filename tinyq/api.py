@@ -391,12 +391,15 @@ def verify(
     folder: Path | str, options: VerifyOptions | None = None, progress: Progress | None = None
 ) -> VerifyReport:
     """Verify a compiled folder; ``report.equal`` is the verdict. Raises TQ4xx and TQ5xx."""
+    from tinyq.build import load_network
     from tinyq.verification.verify import VerifyOptions as Options
     from tinyq.verification.verify import verify as run
 
     chosen = options or Options()
-    if chosen.board:
-        check_board(folder, chosen.board, chosen.toolchain)
+    if chosen.board and chosen.device is not None:
+        target_core(load_network(Path(folder)).target, chosen.board)
+    elif chosen.board:
+        check_board(folder, chosen.board)
     return run(open_folder(Path(folder), chosen.layers), chosen, progress)
 
 
@@ -422,15 +425,12 @@ def report(
     subject = open_folder(path, layers=True)
     verification = run(subject, chosen, progress)
     (progress or _silent)("profiling", 0, 1)
-    measured = profile(
-        path, chosen.target, chosen.seed, clock_hz,
-        emulator=chosen.emulator, toolchain=chosen.toolchain,
-    )  # fmt: skip
+    measured = profile(path, chosen.target, chosen.seed, clock_hz)
     made = page(Page(read_manifest(path), subject.graph, verification, measured))
     return made, verification
 
 
-def check_board(folder: Path | str, board: str, toolchain: str = "") -> BoardFit:
+def check_board(folder: Path | str, board: str) -> BoardFit:
     """Build a compiled folder for its core and compare what it takes with the board's memories.
 
     Raises TQ304 for a board with another core, TQ803 when it does not fit, TQ401 and TQ402.
@@ -442,7 +442,7 @@ def check_board(folder: Path | str, board: str, toolchain: str = "") -> BoardFit
     network = load_network(Path(folder))
     core = target_core(network.target, board)
     with tempfile.TemporaryDirectory(prefix="tinyq-fit-") as name:
-        return check_fit(network, core, load_board(board), Path(name), toolchain)
+        return check_fit(network, core, load_board(board), Path(name))
 
 
 def export(

@@ -246,8 +246,7 @@ _register(
     6,
     "compiler not found",
     "No C compiler for this target is on the PATH.",
-    "pip install 'tinyq[emulator]' (zig as compiler), or apt install gcc-arm-none-eabi "
-    "libnewlib-arm-none-eabi (or set TINYQ_ARM_GCC).",
+    "Install it: apt install gcc-arm-none-eabi libnewlib-arm-none-eabi (or set TINYQ_ARM_GCC).",
 )
 _register(
     "TQ402",
@@ -260,8 +259,8 @@ _register(
     "TQ403",
     7,
     "emulator not found",
-    "The emulator's program is not on the PATH, or its package is not installed.",
-    "pip install 'tinyq[emulator]' (unicorn), or apt install qemu-system-arm (or set TINYQ_QEMU).",
+    "The emulator's program is not on the PATH.",
+    "Install it: apt install qemu-system-arm (or set TINYQ_QEMU).",
 )
 _register(
     "TQ404",
@@ -298,13 +297,6 @@ _register(
     "CMSIS-NN lacks a function",
     "The CMSIS-NN that was found does not have a function that a kernel calls.",
     "Use a newer CMSIS-NN; docs/cmsis-nn.md lists the versions that were tested.",
-)
-_register(
-    "TQ409",
-    7,
-    "core or board not emulated",
-    "The emulator has no model of the core or board.",
-    "Use --emulator qemu, which has all cores (apt install qemu-system-arm).",
 )
 _register(
     "TQ410",
@@ -437,6 +429,57 @@ _register(
     "board too small",
     "Code, constants, the arena and the stack take more than the board's flash or RAM has.",
     "Compile with --optimize size, use a smaller network, or choose a board with more memory.",
+)
+# --- 9xx: devices ---------------------------------------------------------------------------------
+_register(
+    "TQ901",
+    11,
+    "package for devices missing",
+    "Talking to a board needs the package pyserial; flashing with pyOCD needs pyocd.",
+    "pip install 'tinyq[device]'",
+)
+_register(
+    "TQ902",
+    11,
+    "port cannot be opened",
+    "The serial port does not exist, is in use, or may not be used.",
+    "Check the cable and the port's name; on Linux your user has to be in the group `dialout`.",
+)
+_register(
+    "TQ903",
+    11,
+    "the board does not answer",
+    "The port is open, but no valid answer came: another baud rate, no device firmware on the "
+    "board, or one that stopped.",
+    "Check --baud, write the firmware (`tinyq flash DIR --board BOARD`), and reset the board.",
+)
+_register(
+    "TQ904",
+    11,
+    "another version of the protocol",
+    "The board's firmware and this tinyq do not speak the same version of the serial protocol.",
+    "Write firmware made by this version: tinyq flash DIR --board BOARD",
+)
+_register(
+    "TQ905",
+    11,
+    "firmware of another model",
+    "The C on the board is not that of the folder: another model, target or options.",
+    "Write this folder's firmware: tinyq flash DIR --board BOARD",
+)
+_register(
+    "TQ906",
+    11,
+    "the board went away",
+    "The port disappeared during the run and did not come back.",
+    "Check cable and supply, and start again.",
+)
+_register(
+    "TQ907",
+    11,
+    "the board failed",
+    "The board answered that it could not do what was asked.",
+    "Write the firmware anew and reset the board; if it stays, please report it.",
 )
 # --- 6xx: quantizing a float model (601 to 629) ---------------------------------------------------
 _register(

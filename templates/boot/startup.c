@@ -9,9 +9,10 @@ extern uint32_t __bss_start[], __bss_end[], __stack_top[];
 int main(void);
 void Reset_Handler(void);
 void Fault_Handler(void);
+void SysTick_Handler(void) __attribute__((weak, alias("Fault_Handler")));
 void tinyq_report_fault(const uint32_t *frame);
 
-/* The first 16 entries are the architecture's; interrupts stay disabled. */
+/* The first 16 entries are the architecture's; other interrupts stay disabled. */
 typedef void (*vector_t)(void);
 __attribute__((section(".vectors"), used)) static const struct {
     uint32_t *stack;
@@ -19,7 +20,7 @@ __attribute__((section(".vectors"), used)) static const struct {
 } vectors = {__stack_top,
              {Reset_Handler, Fault_Handler, Fault_Handler, Fault_Handler, Fault_Handler,
               Fault_Handler, Fault_Handler, 0, 0, 0, Fault_Handler, Fault_Handler, 0,
-              Fault_Handler, Fault_Handler}};
+              Fault_Handler, SysTick_Handler}};
 
 void Reset_Handler(void)
 {

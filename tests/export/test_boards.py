@@ -18,6 +18,7 @@ import tinyq
 from tinyq.api import check_board, export
 from tinyq.build.fit import START_FLASH, START_STACK
 from tinyq.errors import TinyqError
+from tinyq.export.uart import has_uart
 from tinyq.target import Board, board_names, load_board
 from tinyq.verification.verify import VerifyOptions
 
@@ -57,6 +58,9 @@ def inside(span: tuple[int, int], board: Board) -> bool:
     return any(m.base <= span[0] and span[1] <= m.end for m in (board.flash, board.ram))
 
 
+UARTS = tuple(name for name in board_names() if has_uart(load_board(name)))
+
+
 @pytest.mark.parametrize("name", board_names())
 def test_bare_firmware_of_every_board(compiled, tmp_path: Path, name: str) -> None:
     board = load_board(name)
@@ -79,23 +83,20 @@ def test_bare_firmware_of_every_board(compiled, tmp_path: Path, name: str) -> No
         assert run("make", "-s", "run", cwd=tmp_path).endswith("PASS\n")
 
 
-UARTS = (
-    "arduino-nano-33-ble", "microbit-v1", "microbit-v2", "netduinoplus2", "nrf52840-dk",
-    "nucleo-f446re", "olimex-stm32-h405", "seeed-xiao-nrf52840", "stm32f4-discovery",
-)  # fmt: skip
-
-
 @pytest.mark.parametrize("name", UARTS)
 def test_report_over_the_uart(compiled, tmp_path: Path, name: str) -> None:
     board = load_board(name)
     export(compiled(board.mcu.core), "bare", tmp_path, board=name, samples=1)
-    run("make", "REPORT=uart", f"CFLAGS=-O2 {' '.join(STRICT)}", cwd=tmp_path)
-    elf = tmp_path / "build-uart" / "firmware.elf"
-    assert "bkpt" not in run("arm-none-eabi-objdump", "-d", elf, cwd=tmp_path)
+    for choice, build in (("REPORT=uart", "build-uart"), ("FIRMWARE=device", "build-device")):
+        run("make", choice, f"CFLAGS=-O2 {' '.join(STRICT)}", cwd=tmp_path)
+        elf = tmp_path / build / "firmware.elf"
+        assert "bkpt" not in run("arm-none-eabi-objdump", "-d", elf, cwd=tmp_path)
     if board.qemu is None or board.qemu.machine not in machines():
         return
-    command = ["qemu-system-arm", "-M", board.qemu.machine, "-display", "none", "-monitor", "none",
-               "-nodefaults", "-serial", "stdio", "-kernel", str(elf)]  # fmt: skip
+    elf = tmp_path / "build-uart" / "firmware.elf"
+    command = ["qemu-system-arm", "-M", board.qemu.machine, *board.qemu.args, "-display", "none",
+               "-monitor", "none", "-nic", "none", "-nodefaults", "-serial", "stdio", "-kernel",
+               str(elf)]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as emulator:
         assert emulator.stdout is not None
         limit = threading.Timer(60, emulator.kill)
@@ -111,8 +112,13 @@ def test_boards_whose_uart_is_not_known_report_through_the_probe(compiled, tmp_p
     for name in sorted(set(board_names()) - set(UARTS)):
         folder = tmp_path / name
         export(compiled(load_board(name).mcu.core), "bare", folder, board=name, samples=1)
-        assert not (folder / "board" / "port_uart.c").exists()
+        assert not (folder / "board" / "uart.c").exists()
+        assert not (folder / "device").exists()
         assert "No UART is set up" in (folder / "README.md").read_text()
+
+
+def test_uarts_are_few_that_are_not_known() -> None:
+    assert set(board_names()) - set(UARTS) <= {"apollo4p-evb"}
 
 
 FLASHING = [

@@ -10,6 +10,7 @@ import pytest
 from tinyq.errors import TinyqError
 from tinyq.resources import data_dir
 from tinyq.target import (
+    RegisterStep,
     board_names,
     core_names,
     load_board,
@@ -163,6 +164,11 @@ BAD = [
         "beyond",
     ),
     ("boards", "qemu-mps2-an386", "args = []", "args = [1]", "not a list of strings"),
+    ("boards", "nucleo-f446re", "0x40023830", "0x40023831", "no register of 32 bits"),
+    ("boards", "nucleo-f446re", "set = 0x7700", "bits = 8, set = 0x7700", "wider than 8 bits"),
+    ("boards", "nucleo-f446re", "set = 0x7700", "wait = 1", "either 'wait'"),
+    ("boards", "nucleo-f446re", "set = 0x7700", "write = 1", "either 'wait'"),
+    ("boards", "nucleo-f446re", "verified =", "# verified =", "needs 'verified'"),
 ]
 
 
@@ -198,7 +204,15 @@ def test_real_board_with_probe_and_console(tmp_path: Path) -> None:
         base = 0x40004400
         source = "reference manual"
         clock_hz = 16_000_000
-        options = { baud = 115200, tx_pin = "PA2" }
+        core_hz = 8_000_000
+        tx = "PA2"
+        rx = "PA3"
+        verified = "never run on hardware"
+        setup = [
+          { what = "a write", address = 0x40000002, bits = 16, write = 0 },
+          { what = "a change", address = 0x40000004, clear = 6, set = 1 },
+          { what = "a wait", address = 0x40000009, bits = 8, wait = 0x80 },
+        ]
         [flasher]
         probe = "st-link"
         command = ["st-flash", "write", "{file}", "0x8000000"]
@@ -208,7 +222,13 @@ def test_real_board_with_probe_and_console(tmp_path: Path) -> None:
     board = read_board(file, load_mcu)
     assert board.clock_hz == 80_000_000
     assert board.console is not None
-    assert dict(board.console.options) == {"baud": 115200, "tx_pin": "PA2"}
+    assert board.console.ready
+    assert (board.console.tx, board.console.rx, board.console.core_hz) == ("PA2", "PA3", 8_000_000)
+    assert board.console.setup == (
+        RegisterStep("a write", 0x40000002, bits=16, write=True),
+        RegisterStep("a change", 0x40000004, clear=6, set=1),
+        RegisterStep("a wait", 0x40000009, bits=8, wait=0x80),
+    )
     assert board.flasher is not None
     assert board.flasher.command[0] == "st-flash"
     assert board.qemu is None

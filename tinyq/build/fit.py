@@ -71,11 +71,9 @@ def room(board: Board) -> Room:
     return Room(board.ram.size - START_STACK, board.flash.size - START_FLASH)
 
 
-def check_fit(
-    network: Network, core: Core, board: Board, folder: Path, toolchain: str = ""
-) -> BoardFit:
+def check_fit(network: Network, core: Core, board: Board, folder: Path) -> BoardFit:
     """Build ``network`` in ``folder``, measure it, and compare with ``board``; raises TQ803."""
-    footprint = measure_network(network, core, folder, toolchain)
+    footprint = measure_network(network, core, folder)
     fit = BoardFit(
         board, footprint, network.arena_bytes, footprint.stack_bound_bytes + HARNESS_STACK
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,23 @@ class Network:
     def sample_bytes(self) -> int:
         """Bytes of one sample: all inputs, one after the other."""
         return sum(port.bytes for port in self.inputs)
+
+
+def source_digest(files: Mapping[str, bytes]) -> bytes:
+    """16 bytes that tell a network's C from any other: SHA-256 over its sources and headers.
+
+    ``files`` are contents by name; other files than ``*.c`` and ``*.h`` do not count.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(name for name in files if name.endswith((".c", ".h"))):
+        digest.update(f"{name}\0{len(files[name])}\0".encode())
+        digest.update(files[name])
+    return digest.digest()[:16]
+
+
+def network_digest(network: Network) -> bytes:
+    """:func:`source_digest` of a compiled folder."""
+    return source_digest({path.name: path.read_bytes() for path in network.folder.glob("*.[ch]")})
 
 
 def load_network(folder: Path) -> Network:

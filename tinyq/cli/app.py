@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from tinyq.cli.compile import compile_command
-from tinyq.cli.demo import demo_command
 from tinyq.cli.export import export_command
 from tinyq.cli.inspect import inspect_command
 from tinyq.cli.listings import boards_command, explain_command, ops_command, targets_command
@@ -48,7 +47,6 @@ def _options(
 
 
 for _name, _verb in (
-    ("demo", demo_command),
     ("compile", compile_command),
     ("verify", verify_command),
     ("profile", profile_command),

@@ -15,28 +15,14 @@ _DEFAULT_RANDOM = 20
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that tinyq compiled.")]
 Emulator = Annotated[
-    str,
-    typer.Option(
-        help="Where the C runs: qemu or unicorn (an emulated core), host (this machine), or "
-        "several with commas; by default qemu, or unicorn where qemu is not installed.",
-        show_default=False,
-    ),
-]
-Toolchain = Annotated[
-    str,
-    typer.Option(
-        help="What compiles the firmware: gcc, clang or zig; by default gcc, or zig where gcc is "
-        "not installed.",
-        show_default=False,
-    ),
+    str, typer.Option(help="Where the C runs: qemu (an emulated core) or host (this machine).")
 ]
 
 
 @guarded
 def verify_command(
     folder: Folder,
-    emulator: Emulator = "",
-    toolchain: Toolchain = "",
+    emulator: Emulator = "qemu",
     samples: Annotated[
         Path | None,
         typer.Option(
@@ -59,12 +45,21 @@ def verify_command(
     ] = "",
     board: Annotated[
         str,
-        typer.Option(help="Check that it fits this board, and run it with the board's memory map."),
+        typer.Option(help="Check that it fits this board, and run on QEMU's model of it, if any."),
     ] = "",
     sanitize: Annotated[
         bool, typer.Option("--sanitize", help="With the host: build with ASan and UBSan.")
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds for one emulated run.")] = 1800.0,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="PORT",
+            help="Run on the board at this serial port (/dev/ttyACM0, COM3, socket://HOST:PORT), "
+            "which carries this folder's firmware (`tinyq flash`).",
+        ),
+    ] = "",
+    baud: Annotated[int, typer.Option(help="With --device: the firmware's baud rate.")] = 115_200,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -73,13 +68,15 @@ def verify_command(
     The exit status is the verdict: 0 when all are equal, 1 when not.
     """
     from tinyq.api import verify
+    from tinyq.device import DeviceOptions
     from tinyq.verification.verify import VerifyOptions
 
     if samples is not None and random is not None:
         raise error("TQ303", "--samples and --random exclude each other", "Give one of them.")
+    if device and emulator != "qemu":
+        raise error("TQ303", "--device and --emulator exclude each other", "Give one of them.")
     options = VerifyOptions(
         emulator=emulator,
-        toolchain=toolchain,
         samples=samples,
         labels=labels,
         random=_DEFAULT_RANDOM if random is None else random,
@@ -89,6 +86,7 @@ def verify_command(
         sanitize=sanitize,
         timeout=timeout,
         board=board,
+        device=DeviceOptions(device, baud) if device else None,
     )
     with progress(quiet or as_json) as tell:
         report = verify(folder, options, tell)

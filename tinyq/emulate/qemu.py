@@ -19,8 +19,6 @@ from tinyq.emulate.trace import RunTrace
 from tinyq.errors import error
 from tinyq.target import Board, QemuMachine
 
-PROGRAM = "qemu-system-arm"
-VARIABLE = "TINYQ_QEMU"
 _SHIFT = 8
 _NS_PER_INSTRUCTION = 1 << _SHIFT
 
@@ -41,7 +39,7 @@ class QemuRunner:
     ) -> RunTrace:
         """Run every sample; raises TQ301 (no machine), TQ403, TQ404 or TQ502."""
         machine = _machine(artifact.board)
-        program = find_program(VARIABLE, PROGRAM)
+        program = find_program("TINYQ_QEMU", "qemu-system-arm", "qemu-system-arm")
         command = [
             program,
             *("-M", machine.machine, *machine.args),

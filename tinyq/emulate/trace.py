@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyq.build import Artifact, Network, Port
 from tinyq.errors import TinyqError, error
-
-Counts = dict[int, int]
-"""Executions by address of the instruction."""
 
 _MAGIC = b"TQS1"
 _UNKNOWN = 0xFFFFFFFF
@@ -43,7 +41,14 @@ class RunTrace:
 
 
 def samples_file(network: Network, samples: Sequence[NDArray[np.generic]]) -> bytes:
-    """Contents of ``samples.bin``.
+    """Contents of ``samples.bin``; ``samples`` and errors as for :func:`sample_rows`."""
+    rows = sample_rows(network, samples)
+    head = np.array([len(rows), network.sample_bytes], "<u4").tobytes()
+    return _MAGIC + head + b"".join(rows)
+
+
+def sample_rows(network: Network, samples: Sequence[NDArray[np.generic]]) -> list[bytes]:
+    """The bytes of every sample: all inputs, one after the other.
 
     ``samples`` has one array a network input, its first axis the samples, in the input's dtype.
     Raises TQ502 when number, dtype or size do not fit.
@@ -62,22 +67,21 @@ def samples_file(network: Network, samples: Sequence[NDArray[np.generic]]) -> by
             raise _misfit(f"a sample of input '{port.name}' is {shape}, not {port.bytes} bytes")
         raw = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
         columns.append(raw.reshape(count, port.bytes))
-    head = np.array([count, network.sample_bytes], "<u4").tobytes()
-    return _MAGIC + head + np.concatenate(columns, axis=1).tobytes()
+    return [row.tobytes() for row in np.concatenate(columns, axis=1)]
 
 
 def read_outputs(
-    contents: bytes,
+    path: Path,
     artifact: Artifact,
     emulator: str,
     elapsed: float,
     to_instructions: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None,
 ) -> RunTrace:
-    """Read what the harness wrote; ``to_instructions`` turns timer ticks into instructions.
+    """Read ``outputs.bin``; ``to_instructions`` turns timer ticks into instructions.
 
     Raises :class:`ValueError` when the file is not what the harness writes.
     """
-    raw = np.frombuffer(contents, np.uint8)
+    raw = np.fromfile(path, np.uint8)
     empty_ticks, hook_ticks, empty_stack, start = _calibration(raw)
     records = _sample_type(raw, start)
     count = int(raw[-8:].view("<u4")[0])

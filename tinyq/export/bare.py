@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
 
 from tinyq.build.harness import boot_dir
+from tinyq.build.network import source_digest
 from tinyq.codegen.environment import render
 from tinyq.export.source import Source
-from tinyq.target import Board, Peripheral
+from tinyq.export.uart import BAUD, uart_files
+from tinyq.target import Board
 
 _BOOT = ("startup.c", "port.h", "port_semihosting.c")
 _IMAGES = {
@@ -20,14 +21,18 @@ _IMAGES = {
 _LEAST_STACK = 2 * 1024
 
 
-def files(source: Source, board: Board) -> dict[str, bytes]:
-    """``board/`` starts the core and places the program; ``test/`` runs the golden samples."""
+def files(source: Source, board: Board, baud: int = BAUD) -> dict[str, bytes]:
+    """``board/`` starts the core and places the program; ``test/`` runs the golden samples.
+
+    ``device/`` runs samples for a host, where the UART is known. Raises TQ303 for a baud rate that
+    the UART cannot have.
+    """
     stack = min(_LEAST_STACK, board.ram.size // 8)
-    uart = uart_port(source, board)
+    uart = uart_files(source, board, baud)
     known = {
         "board": board,
         "uart": bool(uart),
-        "tx_pin": dict(board.console.options).get("tx_pin", "") if board.console else "",
+        "baud": baud,
         "stack_bytes": stack,
         "machine": _machine(board),
         "flash_command": flash_command(board),
@@ -49,40 +54,28 @@ def files(source: Source, board: Board) -> dict[str, bytes]:
         "test/main.c": source.text("bare/main.c.j2"),
         "board/link.ld": script.encode("utf-8"),
         **uart,
+        **(_device(source, board) if uart else {}),
         **{f"board/{name}": (boot_dir() / name).read_bytes() for name in _BOOT},
     }
 
 
-def _uart_nrf(board: Board, console: Peripheral) -> dict[str, object]:
-    """Port and number of the pin ``P1.08``."""
-    port, _, pin = str(dict(console.options)["tx_pin"])[1:].partition(".")
-    return {"pin": int(pin), "port": int(port)}
-
-
-def _uart_stm32f4(board: Board, console: Peripheral) -> dict[str, object]:
-    """Port and number of the pin ``PA2``, and where the device's clock is enabled (RM0090, RCC)."""
-    pin = str(dict(console.options)["tx_pin"])
-    enable, bit = _STM32F4_ENABLE[console.base]
-    return {"pin": int(pin[2:]), "port": ord(pin[1]) - ord("A"), "enable": enable, "bit": bit}
-
-
-# Address and bit that give USART1 (APB2ENR) and USART2 (APB1ENR) their clock.
-_STM32F4_ENABLE = {0x40011000: (0x40023844, 4), 0x40004400: (0x40023840, 17)}
-
-_UARTS: Mapping[str, Callable[[Board, Peripheral], dict[str, object]]] = {
-    "nrf-uart": _uart_nrf,
-    "stm32f4-usart": _uart_stm32f4,
-}
-
-
-def uart_port(source: Source, board: Board) -> dict[str, bytes]:
-    """``board/port_uart.c`` for boards whose UART tinyq can set up, else nothing."""
-    console = board.console
-    if console is None or console.driver not in _UARTS or not console.options:
-        return {}
-    template = f"bare/port_uart_{console.driver.replace('-', '_')}.c.j2"
-    known = _UARTS[console.driver](board, console)
-    return {"board/port_uart.c": source.text(template, board=board, console=console, **known)}
+def _device(source: Source, board: Board) -> dict[str, bytes]:
+    """``device/``: the other end of ``tinyq verify --device``."""
+    console, counter = board.console, board.mcu.counter
+    known = {
+        "inputs": len(source.manifest["inputs"]),
+        "outputs": len(source.manifest["outputs"]),
+        "digest": source_digest(source.files),
+        "core_hz": console.core_hz if console is not None else 0,
+        "counter": counter,
+    }
+    made = {
+        f"device/{name.removesuffix('.j2')}": source.text(f"bare/device/{name}", **known)
+        for name in ("server.c.j2", "frame.c.j2", "frame.h", "cycles.c.j2", "cycles.h")
+    }
+    if counter is not None:
+        made["device/timer.h"] = (boot_dir() / "timer.h").read_bytes()
+    return made
 
 
 def flash_command(board: Board) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tinyq.report.formats import count, share, shortened, size
 from tinyq.verification.compare import Comparison
-from tinyq.verification.report import LayerReport, VerifyReport
+from tinyq.verification.report import DeviceReport, LayerReport, VerifyReport
 
 _WIDEST_HISTOGRAM = 12
 
@@ -103,7 +103,13 @@ def figures(report: VerifyReport) -> Table:
     if report.accuracy is not None:
         table.add_row("accuracy", _accuracy(report))
     if report.instructions_per_inference is not None:
-        table.add_row("instructions", f"{_instructions(report)} an inference (counted)")
+        table.add_row(
+            "instructions", f"{count(report.instructions_per_inference)} an inference (counted)"
+        )
+    if report.device is not None:
+        table.add_row("latency", _latency(report.device))
+        table.add_row("golden samples", _golden(report.device))
+        table.add_row("link", _link(report.device))
     if report.flash_bytes is not None:
         parts = f"code {count(report.code_bytes)}, constants {count(report.constant_bytes)}"
         table.add_row("flash", f"{size(report.flash_bytes)}: {parts}")
@@ -114,25 +120,39 @@ def figures(report: VerifyReport) -> Table:
     else:
         table.add_row("arena", size(report.arena_bytes))
     table.add_row("samples", f"{count(report.samples)} ({report.sample_source})")
-    table.add_row("target", f"{report.target} on {_where(report)}; this machine: {report.host}")
-    if report.compiler:
-        table.add_row("compiler", report.compiler)
-    for note in report.notes:
-        table.add_row("note", note)
+    table.add_row("target", f"{report.target} on {report.emulator}; this machine: {report.host}")
     table.add_row("time", f"{report.seconds:.1f} s")
     return table
 
 
-def _where(report: VerifyReport) -> str:
-    return report.emulator.replace(",", " and ")
+def _latency(device: DeviceReport) -> str:
+    if device.cycles is None:
+        return "the core has no cycle counter that moves"
+    text = f"{count(device.cycles)} cycles ({device.counter}"
+    if device.least_cycles != device.cycles:
+        text += f"; fewest {count(device.least_cycles)}"
+    text += ")"
+    if device.milliseconds is None:
+        text += "; the firmware does not know the core's clock"
+    else:
+        text += f", {device.milliseconds:.3f} ms at {device.core_hz / 1e6:g} MHz, its clock here"
+    if device.board_hz:
+        # Not a promise: at a higher clock flash makes the core wait.
+        best = 1e3 * device.cycles / device.board_hz
+        text += f"; at {device.board_hz / 1e6:g} MHz at least {best:.3f} ms"
+    return text
 
 
-def _instructions(report: VerifyReport) -> str:
-    """The count, or each emulator's beside the others'."""
-    if len(report.runs) < 2:
-        return count(report.instructions_per_inference)
-    counts = [f"{r.emulator} {count(r.instructions_per_inference)}" for r in report.runs]
-    return ", ".join(counts)
+def _golden(device: DeviceReport) -> str:
+    verdict = "equal" if device.golden_passed else "DIFFERENT"
+    return f"{device.golden_samples} on the board, crc 0x{device.golden_crc}: {verdict}"
+
+
+def _link(device: DeviceReport) -> str:
+    return (
+        f"{device.port}, {device.baud} baud; {count(device.retries)} requests repeated, "
+        f"{count(device.reconnects)} reconnects"
+    )
 
 
 def _accuracy(report: VerifyReport) -> str:
@@ -144,12 +164,15 @@ def _accuracy(report: VerifyReport) -> str:
 
 def verdict(report: VerifyReport) -> Text:
     """The one line that matters."""
+    place = report.device.port if report.device is not None else report.emulator
     if report.equal:
         return Text(
-            f"EQUAL: {report.oracle}, the integer reference and the C on {_where(report)} agree "
+            f"EQUAL: {report.oracle}, the integer reference and the C on {place} agree "
             f"on all {count(report.outputs_compared)} output integers.",
             "bold green",
         )
+    if report.device is not None and not report.device.golden_passed:
+        return Text("DIFFERENT: the board fails its own golden samples.", "bold red")
     return Text(
         f"DIFFERENT: {count(report.outputs_different)} of {count(report.outputs_compared)} output "
         f"integers differ from {report.oracle}'s, by {report.max_difference} at most.",

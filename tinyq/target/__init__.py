@@ -14,6 +14,7 @@ from tinyq.target.loader import (
 from tinyq.target.types import (
     ISAS,
     Board,
+    Console,
     Core,
     CycleTable,
     Flasher,
@@ -21,11 +22,13 @@ from tinyq.target.types import (
     Memory,
     Peripheral,
     QemuMachine,
+    RegisterStep,
 )
 
 __all__ = [
     "ISAS",
     "Board",
+    "Console",
     "Core",
     "CycleTable",
     "Flasher",
@@ -33,6 +36,7 @@ __all__ = [
     "Memory",
     "Peripheral",
     "QemuMachine",
+    "RegisterStep",
     "board_names",
     "core_names",
     "load_board",

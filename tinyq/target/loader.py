@@ -16,6 +16,7 @@ from tinyq.resources import data_dir
 from tinyq.target.types import (
     ISAS,
     Board,
+    Console,
     Core,
     CycleTable,
     Flasher,
@@ -23,6 +24,7 @@ from tinyq.target.types import (
     Memory,
     Peripheral,
     QemuMachine,
+    RegisterStep,
 )
 
 _T = TypeVar("_T")
@@ -118,7 +120,6 @@ def read_core(file: Path, isa: str = "", mul_cycles: int = 0) -> Core:
         isas=names,
         flags=flags.strings("flags"),
         float_flags=flags.strings("float_flags", []),
-        zig=flags.get("zig", str),
         long_multiply=features.get("long_multiply", bool),
         hw_divide=features.get("hw_divide", bool),
         unaligned=features.get("unaligned", bool),
@@ -163,6 +164,7 @@ def read_mcu(file: Path) -> Mcu:
         clock_hz=top.at_least("clock_hz", 1),
         memories=tuple(memories),
         source=top.get("source", str),
+        counter=_peripheral(top.table("counter")) if top.has("counter") else None,
     )
     top.done()
     return mcu
@@ -178,7 +180,7 @@ def read_board(file: Path, find_mcu: Callable[[str], Mcu]) -> Board:
         mcu=mcu,
         source=top.get("source", str),
         clock_hz=top.at_least("clock_hz", 1, mcu.clock_hz),
-        console=_peripheral(top.table("console")) if top.has("console") else None,
+        console=_console(top.table("console")) if top.has("console") else None,
         qemu=_qemu(top.table("qemu")) if top.has("qemu") else None,
         flasher=_flasher(top.table("flasher")) if top.has("flasher") else None,
         flash_offset=top.at_least("flash_offset", 0, 0),
@@ -329,6 +331,46 @@ def _peripheral(table: _Table) -> Peripheral:
     )
     table.done()
     return device
+
+
+def _console(table: _Table) -> Console:
+    console = Console(
+        driver=table.get("driver", str),
+        base=table.at_least("base", 0),
+        source=table.get("source", str),
+        clock_hz=table.at_least("clock_hz", 0, 0),
+        core_hz=table.at_least("core_hz", 0, 0),
+        tx=table.get("tx", str, ""),
+        rx=table.get("rx", str, ""),
+        setup=tuple(_step(table, number) for number in range(len(table.get("setup", list, [])))),
+        verified=table.get("verified", str, ""),
+    )
+    if console.setup and not (console.verified and console.clock_hz):
+        raise table.bad("a 'setup' needs 'verified' and 'clock_hz'")
+    table.done()
+    return console
+
+
+def _step(table: _Table, number: int) -> RegisterStep:
+    where = f"{table.where}.setup {number}"
+    step = _Table(table.file, table.get("setup", list)[number], where)
+    made = RegisterStep(
+        what=step.get("what", str),
+        address=step.at_least("address", 0),
+        bits=step.at_least("bits", 8, 32),
+        clear=step.at_least("clear", 0, 0),
+        set=step.at_least("write" if step.has("write") else "set", 0, 0),
+        wait=step.at_least("wait", 0, 0),
+        write=step.has("write"),
+    )
+    step.done()
+    if made.bits not in (8, 16, 32) or made.address % (made.bits // 8):
+        raise step.bad(f"no register of {made.bits} bits is at {made.address:#x}")
+    if max(made.clear, made.set, made.wait) >> made.bits:
+        raise step.bad(f"a value is wider than {made.bits} bits")
+    if bool(made.wait) + made.write + bool(made.clear or (made.set and not made.write)) != 1:
+        raise step.bad("it takes either 'wait', or 'write', or 'clear' and 'set'")
+    return made
 
 
 def _qemu(table: _Table) -> QemuMachine:

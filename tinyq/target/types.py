@@ -42,9 +42,8 @@ class Core:
     """A processor core with the instruction set that code for it may use.
 
     ``flags`` are the compiler flags of an integer build, ``float_flags`` those of a build that may
-    use the FPU (empty where there is none); ``zig`` is zig's name of the processor in an integer
-    build. ``dsp`` and ``mve`` say what the chosen ``isa`` offers, not what the silicon has.
-    ``mul_cycles`` is the cost of MULS in cycles (1 or 32 on M0 and M0+).
+    use the FPU (empty where there is none). ``dsp`` and ``mve`` say what the chosen ``isa`` offers,
+    not what the silicon has. ``mul_cycles`` is the cost of MULS in cycles (1 or 32 on M0 and M0+).
     ``board`` names the emulated board that stands for this core.
     """
 
@@ -55,7 +54,6 @@ class Core:
     isas: tuple[str, ...]
     flags: tuple[str, ...]
     float_flags: tuple[str, ...]
-    zig: str
     long_multiply: bool
     hw_divide: bool
     unaligned: bool
@@ -119,22 +117,6 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Mcu:
-    """A microcontroller: a core, its memories (those used first come first) and its clock."""
-
-    name: str
-    title: str
-    core: str
-    clock_hz: int
-    memories: tuple[Memory, ...]
-    source: str
-
-    def memory(self, kind: str) -> Memory:
-        """The first memory of ``kind``: the one that code (flash) or data (ram) is placed in."""
-        return next(memory for memory in self.memories if memory.kind == kind)
-
-
-@dataclass(frozen=True)
 class Peripheral:
     """A device at an address, with the name of the driver that knows it.
 
@@ -146,6 +128,67 @@ class Peripheral:
     source: str
     clock_hz: int = 0
     options: tuple[tuple[str, int | str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Mcu:
+    """A microcontroller: a core, its memories (those used first come first) and its clock.
+
+    ``counter`` is a timer at the core's clock, for cores without a cycle counter and SysTick.
+    """
+
+    name: str
+    title: str
+    core: str
+    clock_hz: int
+    memories: tuple[Memory, ...]
+    source: str
+    counter: Peripheral | None = None
+
+    def memory(self, kind: str) -> Memory:
+        """The first memory of ``kind``: the one that code (flash) or data (ram) is placed in."""
+        return next(memory for memory in self.memories if memory.kind == kind)
+
+
+@dataclass(frozen=True)
+class RegisterStep:
+    """One access of a set-up: ``what`` names register and effect, ``bits`` is its width.
+
+    With ``wait`` the register is read until all those bits are set. Else ``set`` is written, over
+    the old value with the bits of ``clear`` taken out, or over 0 with ``write``.
+    """
+
+    what: str
+    address: int
+    bits: int = 32
+    clear: int = 0
+    set: int = 0
+    wait: int = 0
+    write: bool = False
+
+
+@dataclass(frozen=True)
+class Console:
+    """A board's UART. ``setup`` gives it clock and pins; without it only the address is known.
+
+    ``clock_hz`` is what the UART divides, ``core_hz`` the core's clock, both after ``setup`` (0:
+    unknown). ``verified`` says where the set-up has run.
+    """
+
+    driver: str
+    base: int
+    source: str
+    clock_hz: int = 0
+    core_hz: int = 0
+    tx: str = ""
+    rx: str = ""
+    setup: tuple[RegisterStep, ...] = ()
+    verified: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether bare firmware can use it."""
+        return bool(self.verified)
 
 
 @dataclass(frozen=True)
@@ -186,7 +229,7 @@ class Board:
     mcu: Mcu
     source: str
     clock_hz: int
-    console: Peripheral | None = None
+    console: Console | None = None
     qemu: QemuMachine | None = None
     flasher: Flasher | None = None
     flash_offset: int = 0

@@ -30,17 +30,30 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class RunReport:
-    """One emulator's run: its verdict, the most instructions of one inference, its stack in bytes.
+class DeviceReport:
+    """A run on a board; ``port`` and ``baud`` are those it was reached by.
 
-    ``seconds`` is the time of the emulated run. Fields that an emulator cannot measure are None.
+    ``cycles`` and ``least_cycles`` are the most and the fewest of an inference as ``counter``
+    counted them, None without one; ``milliseconds`` is ``cycles`` at ``core_hz``, the core's clock
+    during the run (0 and None where the firmware does not know it); ``board_hz`` is the highest
+    clock of the board that was named, else 0. The golden samples are those
+    of the export; ``golden_crc`` is of what the board computed. ``retries`` counts requests that
+    were repeated, ``reconnects`` how often the port went away and came back.
     """
 
-    emulator: str
-    equal: bool
-    instructions_per_inference: int | None
-    stack_bytes: int | None
-    seconds: float
+    port: str
+    baud: int
+    cycles: int | None
+    least_cycles: int | None
+    counter: str
+    core_hz: int
+    milliseconds: float | None
+    board_hz: int
+    golden_samples: int
+    golden_crc: str
+    golden_passed: bool
+    retries: int
+    reconnects: int
 
 
 @dataclass(frozen=True)
@@ -51,10 +64,7 @@ class VerifyReport:
     sample (and, with ``layers``, on every layer). ``comparisons`` are the pairs that make the
     verdict; ``gaps`` compare the oracle with the same framework in other settings, as information.
     ``flash_bytes`` is code and constants of the network alone; ``ram_bytes`` is arena, variables
-    and measured stack. Fields that an emulator cannot measure are None. Of several emulators
-    (``emulator`` names them with commas, ``runs`` has each) outputs are counted over all, and
-    instructions and stack are those of the first that runs firmware. ``board`` is the one whose
-    memory map the firmware had; ``notes`` say what was used in place of what is missing.
+    and measured stack. Fields that an emulator cannot measure are None.
     """
 
     equal: bool
@@ -81,10 +91,7 @@ class VerifyReport:
     layers: tuple[LayerReport, ...]
     host: str
     seconds: float
-    compiler: str = ""
-    board: str = ""
-    runs: tuple[RunReport, ...] = ()
-    notes: tuple[str, ...] = ()
+    device: DeviceReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready object with every field."""
