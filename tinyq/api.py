@@ -454,11 +454,12 @@ def export(
     samples: int = 3,
     seed: int = 0,
     package: Package | None = None,
+    baud: int = 115_200,
 ) -> Path:
     """Make a package of an ecosystem (``form``) from a compiled folder; returns its folder.
 
     ``board`` names the board of a ``bare`` export. Up to ``samples`` golden samples with this seed
-    go into it. Raises TQ303, TQ304, TQ503, TQ701 and TQ704.
+    go into it; ``baud`` is the rate of its UART. Raises TQ303, TQ304, TQ503, TQ701 and TQ704.
     """
     from tinyq.export import Package, Source, golden_samples
     from tinyq.verification.verify import read_manifest
@@ -475,7 +476,7 @@ def export(
         golden=golden_samples(graph, samples, seed),
         package=package or Package(),
     )
-    return _write_export(source, form, Path(output or f"{path.resolve().name}-{form}"), board)
+    return _write_export(source, form, Path(output or f"{path.resolve().name}-{form}"), board, baud)
 
 
 def export_compiled(compiled: Compiled, form: str, output: Path | str, board: str = "") -> Path:
@@ -492,13 +493,37 @@ def export_compiled(compiled: Compiled, form: str, output: Path | str, board: st
     return _write_export(source, form, Path(output), board)
 
 
-def _write_export(source: Source, form: str, output: Path, board: str) -> Path:
+def _write_export(source: Source, form: str, output: Path, board: str, baud: int = 115_200) -> Path:
     from tinyq.codegen.folder import write_files
     from tinyq.export import export_files
     from tinyq.target import load_board
 
-    write_files(export_files(source, form, load_board(board) if board else None), output)
+    write_files(export_files(source, form, load_board(board) if board else None, baud), output)
     return output
+
+
+def build_package(
+    folder: Path | str, board: str, firmware: str, output: Path | None = None, baud: int = 115_200
+) -> Path:
+    """Export a compiled folder for ``board`` and build its firmware; the folder of the images.
+
+    ``firmware`` is ``device`` or ``test``. Raises TQ803 when it does not fit, TQ908 for device
+    firmware of a board whose UART is not known, TQ401 and TQ402.
+    """
+    from tinyq.build.toolchain import arm_toolchain, make
+    from tinyq.export.uart import has_uart
+    from tinyq.target import load_board
+
+    if firmware == "device" and not has_uart(load_board(board)):
+        raise error(
+            "TQ908", f"tinyq does not know the UART of '{board}'",
+            "--firmware test reports through the debug probe instead.",
+        )  # fmt: skip
+    check_board(folder, board)
+    place = output or Path(f"{Path(folder).resolve().name}-{board}")
+    package = export(folder, "bare", place, board=board, baud=baud).resolve()
+    make(arm_toolchain(), package, [f"FIRMWARE={firmware}"] if has_uart(load_board(board)) else [])
+    return package / ("build-device" if firmware == "device" else "build")
 
 
 def profile_kernels(

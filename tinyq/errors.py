@@ -481,6 +481,21 @@ _register(
     "The board answered that it could not do what was asked.",
     "Write the firmware anew and reset the board; if it stays, please report it.",
 )
+_register(
+    "TQ908",
+    11,
+    "cannot write to the board",
+    "The program that flashes the board is missing, or tinyq knows no way for this board.",
+    "Install it, or pyOCD: pip install 'tinyq[device]'. The firmware is built: any tool may write "
+    "it.",
+)
+_register(
+    "TQ909",
+    11,
+    "flashing failed",
+    "The program that flashes the board ended with an error, or the drive is not a board's.",
+    "Check cable, probe and board; the message has the program's last output.",
+)
 # --- 6xx: quantizing a float model (601 to 629) ---------------------------------------------------
 _register(
     "TQ601",

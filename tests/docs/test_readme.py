@@ -48,7 +48,12 @@ def test_every_exit_status_is_documented() -> None:
 
 def test_every_command_and_option_of_the_docs_exists() -> None:
     runner = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"})
-    pages = (ROOT / "docs" / "cli.md", ROOT / "docs" / "exporting.md", README)
+    pages = (
+        ROOT / "docs" / "cli.md",
+        ROOT / "docs" / "exporting.md",
+        ROOT / "docs" / "device.md",
+        README,
+    )
     page = "".join(path.read_text(encoding="utf-8") for path in pages)
     listed = runner.invoke(app, ["--help"]).stdout
     for verb in re.findall(r"`tinyq (\w+)", page):
@@ -60,6 +65,7 @@ def test_every_command_and_option_of_the_docs_exists() -> None:
             "verify",
             "profile",
             "export",
+            "flash",
             "quantize",
             "sensitivity",
             "inspect",

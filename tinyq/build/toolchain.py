@@ -72,6 +72,18 @@ class Toolchain:
         raise error("TQ402", f"{output.name} does not link:\n{done.tail(20)}")
 
 
+def make(toolchain: Toolchain, folder: Path, variables: Sequence[str]) -> None:
+    """Run make in an exported package; raises TQ401 without make and TQ402 when it fails."""
+    program = shutil.which("make")
+    if program is None:
+        raise error("TQ401", "'make' is not on the PATH", "Install it: apt install make.")
+    prefix = toolchain.compiler.removesuffix("gcc")
+    done = run([program, "-s", f"PREFIX={prefix}", *variables], folder, _COMPILE_SECONDS)
+    if done.status != 0:
+        _require_disk(done, folder)
+        raise error("TQ402", f"make fails in {folder}:\n{done.tail(20)}")
+
+
 def _require_disk(done: Completed, output: Path) -> None:
     if _DISK_FULL in done.output:
         raise error("TQ703", _DISK_FULL, file=str(output.parent))

@@ -8,6 +8,7 @@ import typer
 
 from tinyq.cli.compile import compile_command
 from tinyq.cli.export import export_command
+from tinyq.cli.flash import flash_command
 from tinyq.cli.inspect import inspect_command
 from tinyq.cli.listings import boards_command, explain_command, ops_command, targets_command
 from tinyq.cli.profile import profile_command
@@ -52,6 +53,7 @@ for _name, _verb in (
     ("profile", profile_command),
     ("report", report_command),
     ("export", export_command),
+    ("flash", flash_command),
     ("quantize", quantize_command),
     ("sensitivity", sensitivity_command),
     ("inspect", inspect_command),

@@ -7,6 +7,7 @@ import shlex
 from tinyq.build.harness import boot_dir
 from tinyq.build.network import source_digest
 from tinyq.codegen.environment import render
+from tinyq.device.flash import flasher_words
 from tinyq.export.source import Source
 from tinyq.export.uart import BAUD, uart_files
 from tinyq.target import Board
@@ -80,16 +81,9 @@ def _device(source: Source, board: Board) -> dict[str, bytes]:
 
 def flash_command(board: Board) -> str:
     """The shell command that writes the firmware to ``board``, empty when none is known."""
-    if board.flasher is None:
-        return ""
-    words = []
-    for word in board.flasher.command:
-        quoted = shlex.quote(word) if " " in word else word
-        for key, value in _IMAGES.items():
-            quoted = quoted.replace(key, value)
-        # Single quotes keep the shell from splitting; make replaces its variables before.
-        words.append(quoted)
-    return " ".join(words)
+    words = flasher_words(board, _IMAGES)
+    # Quotes keep the shell from splitting; make replaces its variables before.
+    return " ".join(shlex.quote(word) if " " in word else word for word in words)
 
 
 def _machine(board: Board) -> str:

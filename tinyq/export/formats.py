@@ -10,6 +10,7 @@ from tinyq.codegen.program import GENERATOR, MANIFEST
 from tinyq.errors import error
 from tinyq.export import arduino, bare, cmake, cmsis_pack, esp_idf, make, platformio, zephyr
 from tinyq.export.source import Source
+from tinyq.export.uart import BAUD
 from tinyq.target import Board
 
 _WITHOUT_BOARD: Mapping[str, Callable[[Source], dict[str, bytes]]] = {
@@ -24,11 +25,14 @@ _WITHOUT_BOARD: Mapping[str, Callable[[Source], dict[str, bytes]]] = {
 FORMATS = (*_WITHOUT_BOARD, "bare")
 
 
-def export_files(source: Source, form: str, board: Board | None = None) -> dict[str, bytes]:
+def export_files(
+    source: Source, form: str, board: Board | None = None, baud: int = BAUD
+) -> dict[str, bytes]:
     """Contents by relative path of ``source`` as a package of the format ``form``.
 
-    ``manifest.json`` marks the folder as tinyq's. Raises TQ303 for an unknown format, or ``bare``
-    without a board, and TQ704 when the format cannot bring a library that the network calls.
+    ``manifest.json`` marks the folder as tinyq's. Raises TQ303 for an unknown format,
+    ``bare`` without a board, and a ``baud`` rate that its UART cannot have, and TQ704 when the
+    format cannot bring a library that the network calls.
     """
     if form not in FORMATS:
         raise error("TQ303", f"--format {form}", f"Accepted: {', '.join(FORMATS)}.")
@@ -39,7 +43,7 @@ def export_files(source: Source, form: str, board: Board | None = None) -> dict[
     if form == "bare":
         if board is None:
             raise error("TQ303", "--format bare without a board", "Give --board (`tinyq boards`).")
-        made = bare.files(source, board)
+        made = bare.files(source, board, baud)
     else:
         made = _WITHOUT_BOARD[form](source)
     manifest = {

@@ -23,6 +23,7 @@ from tinyq.target.types import (
     Peripheral,
     QemuMachine,
     RegisterStep,
+    Uf2,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Peripheral",
     "QemuMachine",
     "RegisterStep",
+    "Uf2",
     "board_names",
     "core_names",
     "load_board",

@@ -25,6 +25,7 @@ from tinyq.target.types import (
     Peripheral,
     QemuMachine,
     RegisterStep,
+    Uf2,
 )
 
 _T = TypeVar("_T")
@@ -185,6 +186,7 @@ def read_board(file: Path, find_mcu: Callable[[str], Mcu]) -> Board:
         flasher=_flasher(top.table("flasher")) if top.has("flasher") else None,
         flash_offset=top.at_least("flash_offset", 0, 0),
         start=top.get("start", str, ""),
+        uf2=_uf2(top.table("uf2")) if top.has("uf2") else None,
     )
     if board.flash_offset >= mcu.memory("flash").size:
         raise top.bad(f"field 'flash_offset' is {board.flash_offset}, beyond the flash")
@@ -383,11 +385,20 @@ def _qemu(table: _Table) -> QemuMachine:
     return machine
 
 
+def _uf2(table: _Table) -> Uf2:
+    made = Uf2(family=table.at_least("family", 1), source=table.get("source", str))
+    table.done()
+    return made
+
+
 def _flasher(table: _Table) -> Flasher:
     flasher = Flasher(
         probe=table.get("probe", str),
         command=table.strings("command"),
         source=table.get("source", str),
+        pyocd=table.get("pyocd", str, ""),
     )
+    if not flasher.command:
+        raise table.bad("field 'command' is empty")
     table.done()
     return flasher

@@ -208,10 +208,20 @@ class Flasher:
     """How firmware gets onto a board: the probe, and a command.
 
     {file} stands for the ELF, {bin} and {hex} for the images, {port} for the serial port.
+    ``pyocd`` is pyOCD's name of the target, where pyOCD has it without a CMSIS pack.
     """
 
     probe: str
     command: tuple[str, ...]
+    source: str
+    pyocd: str = ""
+
+
+@dataclass(frozen=True)
+class Uf2:
+    """The UF2 family that a board's USB drive takes."""
+
+    family: int
     source: str
 
 
@@ -234,6 +244,7 @@ class Board:
     flasher: Flasher | None = None
     flash_offset: int = 0
     start: str = ""
+    uf2: Uf2 | None = None
 
     @property
     def flash(self) -> Memory:
