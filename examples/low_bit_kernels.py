@@ -1,12 +1,15 @@
 """Flash and instructions of low-bit networks, with int8 kernels and with kernels of packed weights.
 
     python examples/low_bit_kernels.py mnist_resnet10_4bit.onnx [...]
+    python examples/low_bit_kernels.py --weights int4 pot4 lut4 -- kws_int8.onnx
 
 Compiles each file (written by ``apot_networks.py``, for instance) for several cores, runs it in
 QEMU and compares every integer with onnxruntime. ``int8`` rows are compiled for speed, ``packed``
-rows with the default goal. The last column stands for a Cortex-M0 whose multiplier takes 32 cycles:
-instructions, and 31 more for every multiply-accumulate of a layer that multiplies. Constants, code
-and arena are those of the first core.
+rows with the default goal, and rows of ``--weights`` (or ``--weights all``), whose weights are
+rounded first, with ``--kernels packed``. The last column stands for a Cortex-M0 whose
+multiplier takes 32 cycles: instructions, and 31 more for every multiply-accumulate of a layer that
+multiplies; the int8 row multiplies there, the others take what is best. Constants, code and arena
+are those of the first core.
 """
 
 from __future__ import annotations
@@ -16,19 +19,28 @@ import tempfile
 from pathlib import Path
 
 import tinyq
+from tinyq.ops import REGISTRY
 from tinyq.verification.report import VerifyReport
 from tinyq.verification.verify import VerifyOptions
 
 TARGETS = ("cortex-m4", "cortex-m33", "cortex-m3", "cortex-m0plus")
 SLOW = "cortex-m0+mul32"
-SUMS = "conv2d_s8_sums"
+FORMATS = (
+    "int4", "int2", "ternary", "binary", "pot4", "apot4", "apot3", "lut5", "lut4", "lut3", "lut2",
+)  # fmt: skip
+WITHOUT_PRODUCTS = {
+    kernel.name
+    for operator in REGISTRY.operators.values()
+    for kernel in operator.kernels
+    if kernel.without_products
+}
 
 
-def measure(model: Path, target: str, goal: str) -> VerifyReport:
+def measure(model: Path, target: str, **options: str) -> VerifyReport:
     """One compilation, run once; every integer must equal onnxruntime's."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "out"
-        tinyq.compile(model, output=folder, target=target, optimize=goal, name="net")
+        tinyq.compile(model, output=folder, target=target, name="net", **options)
         report = tinyq.verify(folder, VerifyOptions(random=1, layers=True))
     if not report.equal:
         raise SystemExit(f"{model} on {target}: {report.outputs_different} integers differ")
@@ -37,15 +49,16 @@ def measure(model: Path, target: str, goal: str) -> VerifyReport:
 
 def slow_cycles(report: VerifyReport) -> int:
     """Instructions, and what the slow multiplier adds."""
-    waiting = sum(31 * la.macs for la in report.layers if la.kernel != SUMS)
+    waiting = sum(31 * la.macs for la in report.layers if la.kernel not in WITHOUT_PRODUCTS)
     return (report.instructions_per_inference or 0) + waiting
 
 
 def row(model: Path, kernels: str) -> str:
     """One line of the table."""
-    goal = "speed" if kernels == "int8" else "balanced"
-    reports = {target: measure(model, target, goal) for target in TARGETS}
-    slow = reports["cortex-m0plus"] if kernels == "int8" else measure(model, SLOW, goal)
+    options = {"int8": {"optimize": "speed"}, "packed": {}}.get(kernels, {"weights": kernels})
+    packed = {"kernels": "packed"} if "weights" in options else {}
+    reports = {target: measure(model, target, **options, **packed) for target in TARGETS}
+    slow = reports["cortex-m0plus"] if kernels == "int8" else measure(model, SLOW, **options)
     first = reports[TARGETS[0]]
     counts = [(r.instructions_per_inference or 0) / 1e6 for r in reports.values()]
     cells = [
@@ -63,11 +76,13 @@ def row(model: Path, kernels: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path, help="ONNX files")
+    parser.add_argument("--weights", nargs="+", help="formats to round the weights to, or `all`")
     args = parser.parse_args()
+    formats = FORMATS if args.weights == ["all"] else args.weights
     titles = ["network", "kernels", "constants KiB", "code KiB", "arena KiB", *TARGETS, SLOW]
     print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
     for model in args.models:
-        for kernels in ("int8", "packed"):
+        for kernels in ("int8", *(formats or ("packed",))):
             print(row(model, kernels), flush=True)
 
 

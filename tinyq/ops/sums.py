@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -55,13 +56,6 @@ class _Digits:
     masks: Codes
     step: int
 
-    @classmethod
-    def of(cls, levels: tuple[int, ...]) -> _Digits:
-        """The fewest digits of each level."""
-        step = math.gcd(*levels) or 1
-        masks = [signed_digits(level // step) for level in levels]
-        return cls(np.array(masks).T.astype(np.uint8), step)
-
     @property
     def powers(self) -> int:
         return int(self.masks.max()).bit_length()
@@ -85,6 +79,14 @@ class _Digits:
         ]
         counts = [len(group) for group in groups]
         return np.concatenate([counts, *groups]).astype(np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _digits_of(levels: tuple[int, ...]) -> _Digits:
+    """The fewest digits of each level."""
+    step = math.gcd(*levels) or 1
+    masks = [signed_digits(level // step) for level in levels]
+    return _Digits(np.array(masks).T.astype(np.uint8), step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,7 @@ class Conv2dS8Sums(Kernel):
             return coded
         if p.groups > 1:
             return "it has groups"
-        digits, volume = _Digits.of(coded.levels), p.kernel_h * p.kernel_w * p.in_c
+        digits, volume = _digits_of(coded.levels), p.kernel_h * p.kernel_w * p.in_c
         counts = digits.count(coded.codes).sum(axis=1)
         index = "uint8_t" if volume <= 256 else "uint16_t"
         size = 1 if volume <= 256 else 2
@@ -223,7 +225,7 @@ class BucketSums(Kernel):
 def _buckets_call(
     name: str, node: Node, p: Conv2dParams, coded: _Coded, core: Core
 ) -> KernelCall:  # fmt: skip
-    digits = _Digits.of(coded.levels if coded.bits < 8 else _HALF_BYTE_LEVELS)
+    digits = _digits_of(coded.levels if coded.bits < 8 else _HALF_BYTE_LEVELS)
     header, volume = digits.lists(), coded.codes.shape[1]
     pixels = p.out_h * p.out_w
     columns = 1 if pixels == 1 else 2
@@ -268,7 +270,7 @@ class DepthwiseS8Sums(Kernel):
         if isinstance(plane, str):
             return plane
         rows, width = plane
-        digits, taps = _Digits.of(coded.levels), p.kernel_h * p.kernel_w
+        digits, taps = _digits_of(coded.levels), p.kernel_h * p.kernel_w
         offsets = tuple(
             ky * p.dilation_h * width + kx * p.dilation_w
             for ky in range(p.kernel_h)
