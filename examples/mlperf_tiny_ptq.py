@@ -1,6 +1,6 @@
 """tinyq's post-training quantization beside MLPerf Tiny's official int8 files, and on ResNet-20.
 
-    TINYQ_MODELS=../shared/models python examples/mlperf_tiny_ptq.py [mlperf] [resnet20] [claims]
+    TINYQ_MODELS=../shared/models python examples/mlperf_tiny_ptq.py [mlperf] [resnet20] [claims] [compiled]
 
 Prints the tables of docs/quantization.md. The networks and CIFAR-10 are not part of the project:
 ``TINYQ_MODELS`` is the folder with ``mlperf-tiny/`` and ``apot/``, ``TINYQ_DATA`` that of the
@@ -25,7 +25,9 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
+import tinyq
 from tinyq.ptq import CalibrationData, PtqConfig, from_arrays, inputs_of, quantize
+from tinyq.verification.verify import VerifyOptions
 
 MODELS = Path(os.environ.get("TINYQ_MODELS", "../shared/models"))
 DATA = Path(os.environ.get("TINYQ_DATA") or MODELS.parent / "data")
@@ -278,10 +280,45 @@ def claims() -> None:
         print(f"| {claim} | {cells} | {'yes' if rms[0] < rms[1] else 'no'} |", flush=True)
 
 
+def compiled() -> None:
+    """Every network quantized and compiled in one step, run in QEMU and compared with onnxruntime."""
+    print("| network | quantized to | equal integers | flash | RAM | instructions | time |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for task in tasks():
+            path = MODELS / "mlperf-tiny" / f"{task.name}_float.onnx"
+            infos = inputs_of(path)
+            data = from_arrays(infos, {infos[0].name: task.calibration[:200]})
+            _compiled_row(folder, task.name, path, data, "int8", PtqConfig())
+        path, data, _, _ = _resnet20(folder)
+        _compiled_row(folder, "resnet20", path, data.take(200), "int8", PtqConfig())
+        adaround = PtqConfig(**INT4, rounding="adaround")
+        _compiled_row(folder, "resnet20", path, data.take(200), "int4 weights, adaround", adaround)
+
+
+def _compiled_row(
+    folder: Path, name: str, path: Path, data: CalibrationData, label: str, config: PtqConfig
+) -> None:
+    start, output = time.monotonic(), folder / name
+    tinyq.compile(path, output=output, target="cortex-m4", calib=data, quantization=config)
+    report = tinyq.verify(output, VerifyOptions(random=20))
+    equal = report.outputs_compared - report.outputs_different
+    print(
+        f"| {name} | {label} | {equal:,} of {report.outputs_compared:,} | {report.flash_bytes:,} | "
+        f"{report.ram_bytes:,} | {report.instructions_per_inference:,.0f} | "
+        f"{time.monotonic() - start:.0f} s |",
+        flush=True,
+    )
+
+
+PARTS = {"mlperf": mlperf, "resnet20": resnet20_table, "claims": claims, "compiled": compiled}
+
+
 def main() -> None:
     wanted = sys.argv[1:] or ["mlperf", "resnet20"]
     for name in wanted:
-        {"mlperf": mlperf, "resnet20": resnet20_table, "claims": claims}[name]()
+        PARTS[name]()
 
 
 if __name__ == "__main__":

@@ -158,6 +158,14 @@ CASES: dict[str, Callable[[], Qdq]] = {
     "transpose_five": partial(move, "Transpose", (2, 3, 4, 2, 3), perm=[3, 1, 4, 0, 2]),
     "transpose_uint8": partial(move, "Transpose", perm=[3, 1, 0, 2], dtype="uint8"),
     "transpose_after_conv": partial(after_conv, "Transpose", perm=[0, 1, 3, 2]),
+    "depth_to_space": partial(move, "DepthToSpace", (1, 12, 3, 2), blocksize=2),
+    "depth_to_space_columns": partial(move, "DepthToSpace", (1, 18, 2, 3), blocksize=3, mode="CRD"),
+    "depth_to_space_uint8": partial(
+        move, "DepthToSpace", (1, 8, 2, 2), blocksize=2, dtype="uint8", same=False
+    ),
+    "depth_to_space_after_conv": partial(after_conv, "DepthToSpace", blocksize=2),
+    "space_to_depth": partial(move, "SpaceToDepth", (1, 3, 4, 6), blocksize=2),
+    "space_to_depth_integers": partial(integers, "SpaceToDepth", (1, 2, 6, 3), blocksize=3),
     "transpose_integers": partial(integers, "Transpose", (2, 3, 4), perm=[2, 0, 1]),
     "slice": partial(slice_, (1, 4, 6, 5), (1, 2), (3, 6), (1, 2), (1, 2)),
     "slice_negative": partial(slice_, (1, 4, 6, 5), (-1, -2), (-100, -6), (2, 3), (-1, -2)),

@@ -128,6 +128,14 @@ def leaky_with_global_max() -> onnx.ModelProto:
 
 
 @network
+def super_resolution() -> onnx.ModelProto:
+    b = Builder()
+    y = b.op("SpaceToDepth", "x", blocksize=2)
+    y = b.op("DepthToSpace", b.conv(b.op("Relu", b.conv(y, 4, 8)), 8, 4), blocksize=2, mode="CRD")
+    return b.model(b.conv(y, 1, 1, 1), ["n", 1, 8, 8])
+
+
+@network
 def autoencoder() -> onnx.ModelProto:
     b = Builder()
     y = "x"

@@ -25,7 +25,7 @@ class Transpose(Operator):
 
     name: ClassVar[str] = "transpose"
     summary: ClassVar[str] = "Transpose; the layout pass removes those around convolutions"
-    onnx: ClassVar[tuple[str, ...]] = ("Transpose",)
+    onnx: ClassVar[tuple[str, ...]] = ("Transpose", "DepthToSpace", "SpaceToDepth")
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
         """The permuted shape."""

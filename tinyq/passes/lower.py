@@ -16,6 +16,7 @@ from tinyq.ops.concat import lower_concat
 from tinyq.ops.conv2d import lower_conv
 from tinyq.ops.conv_transpose import lower_conv_transpose
 from tinyq.ops.dense import lower_dense
+from tinyq.ops.depth_to_space import lower_depth_to_space, lower_space_to_depth
 from tinyq.ops.extremum import lower_extremum
 from tinyq.ops.lowering import Emitter, Evaluate, Island, LowerRule, QuantizedConstant, Source
 from tinyq.ops.lut import UNARY, lower_table, lower_unary
@@ -81,6 +82,8 @@ MOVES: dict[str, MoveRule] = {
     "GlobalMaxPool": lower_whole_max,
     "ReduceMax": lower_whole_max,
     "Resize": lower_resize,
+    "DepthToSpace": lower_depth_to_space,
+    "SpaceToDepth": lower_space_to_depth,
     "ArgMax": lower_arg_max,
     "Cast": lower_index_cast,
 }
