@@ -1,8 +1,9 @@
 """tinyq's post-training quantization beside MLPerf Tiny's official int8 files, and on ResNet-20.
 
-    TINYQ_MODELS=../shared/models python examples/mlperf_tiny_ptq.py [mlperf] [resnet20] [claims] [compiled]
+    TINYQ_MODELS=../shared/models python examples/mlperf_tiny_ptq.py [PART ...]
 
-Prints the tables of docs/quantization.md. The networks and CIFAR-10 are not part of the project:
+Prints the tables of docs/quantization.md; the parts are ``mlperf``, ``resnet20`` (both by default),
+``claims`` and ``compiled``. The networks and CIFAR-10 are not part of the project:
 ``TINYQ_MODELS`` is the folder with ``mlperf-tiny/`` and ``apot/``, ``TINYQ_DATA`` that of the
 images (``data`` beside it by default). The person detector gets enlarged CIFAR-10 images, the
 anomaly detector log-mel features of made-up machine sounds, as their own test sets are not at hand:
@@ -281,7 +282,7 @@ def claims() -> None:
 
 
 def compiled() -> None:
-    """Every network quantized and compiled in one step, run in QEMU and compared with onnxruntime."""
+    """Networks quantized and compiled in one step, run in QEMU, compared with onnxruntime."""
     print("| network | quantized to | equal integers | flash | RAM | instructions | time |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
