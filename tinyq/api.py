@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tinyq.frontends.coarse_weights import CoarseLayer
     from tinyq.ir import Graph
     from tinyq.plan import MemoryPlan
-    from tinyq.plan.limits import Limits
+    from tinyq.plan.limits import Advice, Limits
     from tinyq.ptq import CalibrationData, PtqConfig, PtqReport, PtqResult
     from tinyq.select import Libraries, Schedule
     from tinyq.target import Core
@@ -254,7 +254,9 @@ def compile_model(
     graph, notes, proto = lower_model(path, options, result.model if result else None)
     tell("generating C", 0, 1)
     family = options.kernels if options.kernels in ("packed", "shift") else ""
-    fitted = fit(graph, core, Goal(options.optimize), limits, libraries, family)
+    fitted = fit(
+        graph, core, Goal(options.optimize), limits, libraries, family, _advice(options.board, core)
+    )
     schedule, memory, notes = fitted.schedule, fitted.plan, (*notes, *fitted.notes)
     generate_options = GenerateOptions(
         io=options.io,
@@ -293,6 +295,30 @@ def _limits(options: CompileOptions) -> Limits:
         return Limits(ram, flash)
     space = room(load_board(options.board))
     return Limits(min(ram or space.ram, space.ram), min(flash or space.flash, space.flash))
+
+
+def _advice(board: str, core: Core) -> Advice | None:
+    """Names the boards that have enough, when the limits are those of a board."""
+    from tinyq.build.fit import START_FLASH, START_STACK, enough
+
+    if not board:
+        return None
+    return lambda arena, flash: enough(core.name, arena + START_STACK, flash + START_FLASH)
+
+
+def board_room(compiled: Compiled, board: str) -> str:
+    """How much of a board's memories a compiled network takes, before it is built."""
+    from tinyq.plan.limits import flash_estimate
+    from tinyq.target import load_board
+
+    chosen = load_board(board)
+    flash, arena = flash_estimate(compiled.schedule), compiled.plan.arena_bytes
+    return (
+        f"{chosen.title}: about {flash:,} of {chosen.flash.size:,} bytes of flash "
+        f"({chosen.flash.size - flash:,} left for start-up and your program); an arena of "
+        f"{arena:,} of {chosen.ram.size:,} bytes of RAM ({chosen.ram.size - arena:,} left for "
+        "stack and variables)."
+    )
 
 
 def _libraries(options: CompileOptions) -> Libraries | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import subprocess
 import threading
@@ -13,10 +14,12 @@ import onnx
 import pytest
 from builds import STRICT, outer_make_forgotten, run
 from elftools.elf.elffile import ELFFile
+from typer.testing import CliRunner
 
 import tinyq
 from tinyq.api import check_board, export
-from tinyq.build.fit import START_FLASH, START_STACK
+from tinyq.build.fit import START_FLASH, START_STACK, enough
+from tinyq.cli import app
 from tinyq.errors import TinyqError
 from tinyq.export.uart import has_uart
 from tinyq.target import Board, board_names, load_board
@@ -182,15 +185,50 @@ def test_too_small_a_board_says_by_how_much(tmp_path: Path) -> None:
     assert f"{arena:,} bytes, {over:,} more than" in ram.found
     assert constants > board.flash.size - START_FLASH
     assert not (tmp_path / "x").exists()
+    # No other known board has a Cortex-M3 that is large enough.
+    for found in (ram, flash):
+        assert "Boards with another core that have enough: " in found.remedy
+        named = re.findall(r"([\w.-]+) \(", found.remedy)
+        assert named
+        for name in named:
+            larger = load_board(name)
+            assert larger.ram.size >= arena + START_STACK
+            assert larger.flash.size >= constants + START_FLASH
     tinyq.compile(tmp_path / "large.onnx", output=tmp_path / "net", target="cortex-m3")
     with pytest.raises(TinyqError) as caught:
         check_board(tmp_path / "net", "stm32vldiscovery")
     assert [d.code for d in caught.value.diagnostics] == ["TQ803", "TQ803"]
+    assert all("--optimize size" in d.remedy for d in caught.value.diagnostics)
+    assert all("have enough: " in d.remedy for d in caught.value.diagnostics)
     for found in caught.value.diagnostics:
         numbers = [int(n.replace(",", "")) for n in _numbers(found.found)]
         has, needs, *parts, over = numbers
         assert needs - has == over
         assert sum(parts) == needs
+
+
+def test_boards_that_have_enough() -> None:
+    assert enough("cortex-m4", 1, 1).startswith("Boards with the same core")
+    assert "nucleo-f446re" in enough("cortex-m4", 128 * 1024, 512 * 1024)
+    assert "apollo4p-evb" in enough("cortex-m4", 2000 * 1024, 1)
+    assert enough("cortex-m7", 2000 * 1024, 1) == (
+        "Boards with another core that have enough: apollo4p-evb (cortex-m4)."
+    )
+    assert enough("cortex-m4", 1 << 30, 1) == "No board that tinyq knows has enough."
+
+
+def test_compile_says_what_a_board_has_left(tmp_path: Path) -> None:
+    onnx.save(export_models.small(), tmp_path / "small.onnx")
+    command = ["compile", str(tmp_path / "small.onnx"), "--board", "microbit-v1"]
+    done = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "net")])
+    assert done.exit_code == 0
+    board = load_board("microbit-v1")
+    said = re.search(r"arena of ([\d,]+) of 16,384 bytes of RAM \(([\d,]+) left", done.stdout)
+    assert said
+    arena, left = (int(text.replace(",", "")) for text in said.groups())
+    manifest = json.loads((tmp_path / "net" / "manifest.json").read_text())
+    assert arena == manifest["arena_bytes"]
+    assert arena + left == board.ram.size
 
 
 def _numbers(text: str) -> list[str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinyq.build.artifact import Footprint
 from tinyq.build.firmware import HARNESS_STACK, measure_network
 from tinyq.build.network import Network
 from tinyq.errors import Diagnostic, TinyqError
-from tinyq.target import Board, Core, Memory
+from tinyq.target import Board, Core, Memory, board_names, load_board
 
 START_FLASH = 1024
 """Bytes of flash for the vector table, start-up code and a minimal main."""
 START_STACK = 1024
 """Bytes of stack that the room for an arena leaves before the stack has been measured."""
+
+
+_NAMED = 4  # boards in a message
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class BoardFit:
         return not self.problems()
 
     def problems(self) -> list[Diagnostic]:
-        """A TQ803 for each memory that is too small, saying by how much."""
+        """A TQ803 for each memory that is too small, saying by how much and what would do."""
         parts = self.footprint
-        return [
+        found = [
             *_compare(
                 self.board, self.board.flash, self.flash_bytes,
                 f"code {parts.code_bytes:,}, constants {parts.constant_bytes:,}, start-up "
@@ -64,11 +67,29 @@ class BoardFit:
                 f"{parts.data_bytes:,}",
             ),
         ]  # fmt: skip
+        larger = enough(self.board.mcu.core, self.ram_bytes, self.flash_bytes)
+        return [replace(d, remedy=f"{d.info.remedy} {larger}") for d in found]
 
 
 def room(board: Board) -> Room:
     """What a compilation for ``board`` may use, before the stack is known."""
     return Room(board.ram.size - START_STACK, board.flash.size - START_FLASH)
+
+
+def enough(core: str, ram: int, flash: int) -> str:
+    """Which boards have so many bytes: those with ``core`` if any do, smallest RAM first."""
+    boards = [b for b in map(load_board, board_names()) if not b.name.startswith("qemu-")]
+    large = sorted(
+        (b for b in boards if b.ram.size >= ram and b.flash.size >= flash),
+        key=lambda b: (b.ram.size, b.flash.size, b.name),
+    )
+    same = [b.name for b in large if b.mcu.core == core]
+    if same:
+        return f"Boards with the same core that have enough: {', '.join(same[:_NAMED])}."
+    others = [f"{b.name} ({b.mcu.core})" for b in large]
+    if others:
+        return f"Boards with another core that have enough: {', '.join(others[:_NAMED])}."
+    return "No board that tinyq knows has enough."
 
 
 def check_fit(network: Network, core: Core, board: Board, folder: Path) -> BoardFit:

@@ -184,6 +184,10 @@ def compile_command(
 
             show(quantization_report(report))
         show(network_report(manifest))
+        if board:
+            from tinyq.api import board_room
+
+            typer.echo(board_room(compiled, board))
         following = f"see {folder / 'README.md'}" if form else f"tinyq verify {folder}"
         typer.echo(f"Written to {folder}. Next: {following}")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from tinyq.errors import Diagnostic, TinyqError, error
 from tinyq.ir import Graph
@@ -14,6 +14,9 @@ from tinyq.target import Core
 
 _UNKNOWN_CODE = 500
 """Bytes of code taken for a kernel that states none: about the mean of the portable ones."""
+
+Advice = Callable[[int, int], str]
+"""Told the least bytes of arena and of flash that were found."""
 
 _SMALLER = (Goal.SPEED, Goal.BALANCED, Goal.SIZE)
 """Each goal gives less flash than the one before."""
@@ -56,11 +59,12 @@ def parse_bytes(text: str) -> int:
 
 def fit(
     graph: Graph, core: Core, goal: Goal, limits: Limits, libraries: Libraries | None = None,
-    family: str = "",
+    family: str = "", advise: Advice | None = None,
 ) -> Fitted:  # fmt: skip
     """Select and plan within ``limits``, with the kernels of a smaller goal where that helps.
 
-    ``libraries`` and ``family`` are those of :func:`tinyq.select.select`.
+    ``libraries`` and ``family`` are those of :func:`tinyq.select.select`. ``advise`` adds to the
+    remedies what else would help.
 
     Raises one TinyqError with TQ801 (RAM) and TQ802 (flash) for the limits that nothing meets.
     """
@@ -73,7 +77,10 @@ def fit(
         tried.append((schedule, memory))
         if limits.allow(memory, flash_estimate(schedule)):
             return Fitted(schedule, memory, _moved(goal, attempt))
-    raise TinyqError([*_ram_problem(tried, limits), *_flash_problem(tried, limits)])
+    problems = [*_ram_problem(tried, limits), *_flash_problem(tried, limits)]
+    arena = min(memory.arena_bytes for _, memory in tried)
+    more = advise(arena, min(flash_estimate(s) for s, _ in tried)) if advise is not None else ""
+    raise TinyqError([replace(p, remedy=f"{p.remedy} {more}".strip()) for p in problems])
 
 
 def _moved(goal: Goal, attempt: Goal) -> tuple[str, ...]:
