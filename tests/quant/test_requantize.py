@@ -20,6 +20,7 @@ from tinyq.quant import (
     build_staircase,
     prove,
     synthesize,
+    synthesize_alike,
 )
 from tinyq.quant.synthesis import FEW_FIXES
 
@@ -247,3 +248,49 @@ def test_fixes_do_not_depend_on_the_clamp() -> None:
             assert apply(bare, acc)[fix.channel] + fix.delta == wanted
             count += 1
     assert count
+
+
+def layers(*oracles: OrtLinear, bounds: tuple[int, int] = (-30000, 30000)) -> list[Requant]:
+    """Requantizations with the same shifts where that is free; each is proved again."""
+    solved = [solve(oracle, *bounds) for oracle in oracles]
+    stairs, found = [s for s, _ in solved], [r for _, r in solved]
+    made = synthesize_alike(stairs, [o.scale.astype(np.float64) for o in oracles], found)
+    for oracle, stair, before, after in zip(oracles, stairs, found, made, strict=True):
+        assert prove(after, stair) == after.proof
+        assert after.proof.mismatches <= before.proof.mismatches
+        if after.exact:
+            every_output_equals(oracle, after, *bounds)
+    return list(made)
+
+
+NEAR = (0.0040123, 0.0110457, 0.0301931)
+
+
+def test_layers_of_near_scales_get_the_same_shifts() -> None:
+    near = [linear(np.float32(s) * np.float32([1, 0.7]), [3, -900]) for s in NEAR]
+    shifts = {(r.pre_shift, r.post_shift) for r in layers(*near)}
+    assert len(shifts) == 1
+    apart = {(r.pre_shift, r.post_shift) for _, r in (solve(o, -30000, 30000) for o in near)}
+    assert len(apart) == 3
+
+
+def test_layers_of_another_form_keep_their_shifts() -> None:
+    near = [linear(np.float32(s)) for s in NEAR[:2]]
+    constant = linear(np.float32([0.004 * 2.0**-24]), [2**30])
+    ties = linear(0.5, zero_point=0)
+    alone = [solve(o, -30000, 30000)[1] for o in (*near, constant, ties)]
+    made = layers(*near, constant, ties)
+    assert alone[3].ties == made[3].ties == "even"
+    assert alone[3].post_shift == made[3].post_shift
+    assert (made[0].pre_shift, made[0].post_shift) == (made[1].pre_shift, made[1].post_shift)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scales=st.lists(st.floats(2.0**-14, 0.5), min_size=2, max_size=4),
+    bias=st.integers(-5000, 5000),
+    zero_point=st.integers(-128, 127),
+)
+def test_sharing_shifts_never_loses(scales: list[float], bias: int, zero_point: int) -> None:
+    oracles = [linear(np.float32(s) * np.float32([1, 0.9]), bias, zero_point) for s in scales]
+    layers(*oracles, bounds=(-6000, 6000))

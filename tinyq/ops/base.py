@@ -7,6 +7,7 @@ which it is read from a QDQ graph. Activations are [N, H, W, C] or of any rank, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -179,6 +180,14 @@ class Operator(ABC):
     def synthesize(self, node: Node) -> Any:
         """Attributes with everything found that the integer arithmetic needs (as given)."""
         return node.attrs
+
+    def alike(self, node: Node) -> Hashable | None:
+        """Equal for nodes whose code may be the same once their shifts are; None for never."""
+        return None
+
+    def synthesize_alike(self, nodes: Sequence[Node]) -> tuple[Any, ...]:
+        """Attributes, found again so that nodes of one shape share code (as given)."""
+        return tuple(node.attrs for node in nodes)
 
     def macs(self, node: Node) -> int:
         """Multiply-accumulates of one inference."""

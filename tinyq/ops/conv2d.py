@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -111,6 +112,15 @@ class Conv2d(Operator):
         """Attributes with the requantization found."""
         a, weights = _attrs(node), node.input(1).array.astype(np.int64)
         return replace(a, requant=linear.requantize(weights, a.oracle, a.scale))
+
+    def alike(self, node: Node) -> Hashable:
+        """Layers with weights of one shape share their inner functions."""
+        return linear.shape_key(node)
+
+    def synthesize_alike(self, nodes: Sequence[Node]) -> tuple[Conv2dAttrs, ...]:
+        """Attributes with the same shifts for all nodes, where none loses by it."""
+        found = linear.requantize_alike(nodes)
+        return tuple(replace(_attrs(n), requant=r) for n, r in zip(nodes, found, strict=True))
 
     def macs(self, node: Node) -> int:
         """One a tap and output element."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from tinyq.quant import (
     RealLinear,
     Requant,
     Rounding,
+    Staircase,
     accumulator_bounds,
     apply,
     build_staircase,
@@ -31,6 +33,7 @@ from tinyq.quant import (
     ort_bias,
     ort_scale,
     synthesize,
+    synthesize_alike,
 )
 
 LinearOracle = OrtLinear | OrtMatMulFloatBias | FixedPointLinear | RealLinear
@@ -305,15 +308,45 @@ def requantize(
     twice = isinstance(oracle, FixedPointLinear) and oracle.rounding is Rounding.TWICE
     if isinstance(oracle, FixedPointLinear) and twice and (oracle.literal or oracle.is_bent):
         return oracle
-    low, high = accumulator_bounds(
-        weights.reshape(len(weights), -1), ACTIVATION_LOW, ACTIVATION_HIGH
-    )
-    stair = build_staircase(oracle, low, high, oracle.qmin, oracle.qmax)
-    found = synthesize(stair, np.where(low == high, 1.0, scale))
+    found = synthesize(*_staircase(weights, oracle, scale))
     plain = found.ties == "up" and found.uniform_shift and len(found.fixes) <= FEW_FIXES
     if isinstance(oracle, FixedPointLinear) and twice and not (found.exact and plain):
         return oracle
     return found
+
+
+def _staircase(
+    weights: Int64, oracle: LinearOracle, scale: npt.NDArray[np.float64]
+) -> tuple[Staircase, npt.NDArray[np.float64]]:
+    """What the layer computes over every accumulator, and output units per accumulator."""
+    low, high = accumulator_bounds(
+        weights.reshape(len(weights), -1), ACTIVATION_LOW, ACTIVATION_HIGH
+    )
+    stair = build_staircase(oracle, low, high, oracle.qmin, oracle.qmax)
+    return stair, np.where(low == high, 1.0, scale)
+
+
+def shape_key(node: Node) -> Hashable:
+    """Equal for nodes that the same code could compute, shifts apart."""
+    weights, requant = node.input(1).type, linear_requant_of(node)
+    groups = getattr(node.attrs, "groups", 1)
+    return weights.shape, weights.dtype, groups, requant.qmin, requant.qmax
+
+
+def requantize_alike(nodes: Sequence[Node]) -> tuple[LinearRequant, ...]:
+    """The nodes' requantizations with the same shifts, where none loses by it."""
+    made = [linear_requant_of(node) for node in nodes]
+    plain = {k: requant for k, requant in enumerate(made) if isinstance(requant, Requant)}
+    stairs, hints = [], []
+    for k in plain:
+        a, weights = nodes[k].attrs, nodes[k].input(1).array.astype(np.int64)
+        stair, hint = _staircase(weights, a.oracle, a.scale)
+        stairs.append(stair)
+        hints.append(hint)
+    alike = synthesize_alike(stairs, hints, list(plain.values()))
+    for k, requant in zip(plain, alike, strict=True):
+        made[k] = requant
+    return tuple(made)
 
 
 def finish(node: Node, acc: Int64) -> AnyArray:

@@ -20,7 +20,7 @@ from tinyq.quant.rounding import (
     quantize_linear,
 )
 from tinyq.quant.staircase import Oracle, Staircase, accumulator_bounds, build_staircase
-from tinyq.quant.synthesis import synthesize
+from tinyq.quant.synthesis import synthesize, synthesize_alike
 
 __all__ = [
     "FIX_LIMIT",
@@ -45,4 +45,5 @@ __all__ = [
     "quantize_linear",
     "raw_levels",
     "synthesize",
+    "synthesize_alike",
 ]

@@ -7,6 +7,7 @@ accumulators are given up, as few as a search finds, and become the layer's fixe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -114,6 +115,73 @@ def _synthesize(stair: Staircase, hint: Float64, plan: _Plan) -> Requant:
     return _finish(stair, curved, best, plan.ties)
 
 
+def synthesize_alike(
+    stairs: Sequence[Staircase], hints: Sequence[Float64], found: Sequence[Requant]
+) -> tuple[Requant, ...]:
+    """Give layers the same shifts where none loses by it, so that they can share their code.
+
+    ``found`` is what :func:`synthesize` gave each staircase. Layers of the plain form are tried
+    with the shifts of the one whose scales are largest; a layer that would have more accumulators
+    differ keeps its own, and such layers are tried among themselves. What stays alone stays as it
+    was.
+    """
+    result = list(found)
+    waiting = [
+        _Member(k, stair, hint)
+        for k, (stair, hint, requant) in enumerate(zip(stairs, hints, found, strict=True))
+        if requant.ties == "up" and requant.uniform_shift
+    ]
+    waiting = [member for member in waiting if len(member.curved)]
+    if not waiting:
+        return tuple(result)
+    pre = min(_largest_pre_shift(member.stair) for member in waiting)
+    waiting.sort(key=lambda member: member.largest_post_shift(pre))
+    while len(waiting) > 1:
+        post = waiting[0].largest_post_shift(pre)
+        made = {m.index: m.at(pre, post, found[m.index]) for m in waiting}
+        joined = {index: requant for index, requant in made.items() if requant is not None}
+        if len(joined) > 1:
+            for index, requant in joined.items():
+                result[index] = requant
+        seed = waiting[0].index
+        waiting = [m for m in waiting if m.index not in joined and m.index != seed]
+    return tuple(result)
+
+
+class _Member:
+    """A layer that may share its shifts with others."""
+
+    def __init__(self, index: int, stair: Staircase, hint: Float64) -> None:
+        self.index, self.stair = index, stair
+        inside = (stair.thresholds > stair.lo[:, None]) & (stair.thresholds <= stair.hi[:, None])
+        self.curved = np.flatnonzero(inside.any(axis=1))
+        scale = np.broadcast_to(np.asarray(hint, np.float64), (stair.channels,))
+        self.steps = Steps.of(stair, scale).rows(self.curved)
+        self.rough = solve(self.steps, np.full(len(self.curved), 31)) if len(self.curved) else None
+
+    def largest_post_shift(self, pre: int) -> int:
+        assert self.rough is not None
+        return int(_largest_post_shift(self.steps, self.rough, pre).min())
+
+    def at(self, pre: int, post: int, found: Requant) -> Requant | None:
+        """At these shifts, or None where more accumulators would differ than ``found`` leaves."""
+        flat = len(self.curved) < self.stair.channels
+        if post < int(flat) or post > self.largest_post_shift(pre):
+            return None
+        assert self.rough is not None
+        shifts = np.full(len(self.curved), post, np.int64)
+        steps, choice = self.steps, _integers(self.steps, self.rough, pre, shifts)
+        failing, budget = np.flatnonzero(~choice.found), found.proof.mismatches
+        if len(failing) > budget:
+            return None
+        if len(failing):
+            steps = _relax_rows(steps, failing, pre, shifts, budget)
+            rough = solve(steps, np.full(len(self.curved), 31))
+            choice = _integers(steps, rough, pre, shifts)
+        made = _finish(self.stair, self.curved, choice, "up")
+        return made if made.proof.mismatches <= found.proof.mismatches else None
+
+
 def _largest_pre_shift(stair: Staircase) -> int:
     low, high = int(stair.lo.min()), int(stair.hi.max())
     if low < -(2**31) or high > 2**31 - 1:
@@ -140,18 +208,23 @@ class _Search:
         possible = post >= self.least_post
         post = np.maximum(post, self.least_post)
         polygons = solve(steps, post) if steps.ties != "up" else rough
-        multiplier, addend, found = integer_points(steps, polygons, pre, post)
-        unit = np.exp2(post.astype(np.float64))
-        near_m = np.clip(np.rint(polygons.slope * unit * 2.0 ** (32 - pre)), 1, 2**31 - 1)
-        near_a = np.clip(np.rint(polygons.offset * unit), -(2**31), 2**31 - 1)
-        found &= possible
-        return _Choice(
-            pre,
-            post,
-            np.where(found, multiplier, near_m.astype(np.int64)),
-            np.where(found, addend, near_a.astype(np.int64)),
-            found,
-        )
+        choice = _integers(steps, polygons, pre, post)
+        return replace(choice, found=choice.found & possible)
+
+
+def _integers(steps: Steps, polygons: Polygons, pre: int, post: Int64) -> _Choice:
+    """Integers within the polygons at these shifts; where none fit, the nearest."""
+    multiplier, addend, found = integer_points(steps, polygons, pre, post)
+    unit = np.exp2(post.astype(np.float64))
+    near_m = np.clip(np.rint(polygons.slope * unit * 2.0 ** (32 - pre)), 1, 2**31 - 1)
+    near_a = np.clip(np.rint(polygons.offset * unit), -(2**31), 2**31 - 1)
+    return _Choice(
+        pre,
+        post,
+        np.where(found, multiplier, near_m.astype(np.int64)),
+        np.where(found, addend, near_a.astype(np.int64)),
+        found,
+    )
 
 
 def _largest_post_shift(steps: Steps, polygons: Polygons, pre: int) -> Int64:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 
 from tinyq.errors import Diagnostic, TinyqError
@@ -47,9 +48,10 @@ def select(
             asked = _of_family(asked, core, family)
         answers[node] = asked
     price = _price_of_flash(answers.values())
+    users = _users_of_code(answers.values())
     for node in graph.nodes:
         waiting = (core.mul_cycles - 1) * table[node.op].macs(node)
-        candidates = _with_costs(answers[node], goal, price, waiting)
+        candidates = _with_costs(answers[node], goal, price, waiting, users)
         allowed = [c for c in candidates if wanted.get(node.name, c.kernel) == c.kernel]
         accepted = _preferred([c for c in allowed if c.call is not None], libraries)
         if not accepted:
@@ -131,16 +133,43 @@ def _price_of_flash(answers: Iterable[list[Candidate]]) -> float:
     return max(_LEAST_PRICE, instructions / max(1, flash))
 
 
+def _code_of(call: KernelCall) -> Hashable:
+    """Equal for calls with the same inner functions, or the same function where there are none."""
+    parts = [(core.template, core.params) for core in call.cores]
+    key = (call.kernel, tuple(parts or [(call.template, call.params)]))
+    try:
+        hash(key)
+    except TypeError:  # parameters that hold arrays
+        return id(call)
+    return key
+
+
+def _users_of_code(answers: Iterable[list[Candidate]]) -> Counter[Hashable]:
+    """How many layers could share each piece of code."""
+    return Counter(
+        _code_of(c.call) for candidates in answers for c in candidates if c.call is not None
+    )
+
+
 def _with_costs(
-    candidates: list[Candidate], goal: Goal, price: float, waiting: int
+    candidates: list[Candidate],
+    goal: Goal,
+    price: float,
+    waiting: int,
+    users: Mapping[Hashable, int],
 ) -> tuple[Candidate, ...]:
-    """Costs; ``waiting`` cycles are lost on multiplications, where the kernel has any."""
+    """Costs; ``waiting`` cycles are lost on multiplications, where the kernel has any.
+
+    Each of the layers that could share code bears its part of it, unless size alone counts: that
+    they will share it is an expectation.
+    """
 
     def cost(call: KernelCall) -> float:
         if goal is Goal.SIZE:
             return call.flash_bytes
+        flash = call.constant_bytes + call.code_bytes / users[_code_of(call)]
         time = call.instructions + (waiting if call.multiplies else 0)
-        return time if goal is Goal.SPEED else time + price * call.flash_bytes
+        return time if goal is Goal.SPEED else time + price * flash
 
     return tuple(c if c.call is None else replace(c, cost=cost(c.call)) for c in candidates)
 
