@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from tinyq.codegen import Program
     from tinyq.codegen.program import Library
     from tinyq.export import Package, Source
+    from tinyq.fit import FitResult
     from tinyq.frontends.coarse_weights import CoarseLayer
     from tinyq.ir import Graph
     from tinyq.plan import MemoryPlan
     from tinyq.plan.limits import Advice, Limits
     from tinyq.ptq import CalibrationData, PtqConfig, PtqReport, PtqResult
-    from tinyq.select import Libraries, Schedule
+    from tinyq.select import Goal, Libraries, Schedule
     from tinyq.target import Core
     from tinyq.verification.profile import Profile
     from tinyq.verification.verify import Progress, Subject, VerifyOptions, VerifyReport
@@ -269,6 +270,76 @@ def compile_model(
     program = generate(schedule, memory, name, generate_options)
     report = result.report if result else None
     return Compiled(graph, schedule, memory, program, notes, report)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedNetwork:
+    """A float network quantized within limits and compiled: the search, and what it compiled to."""
+
+    result: FitResult
+    compiled: Compiled
+
+
+def fit_model(
+    model: Path | str,
+    calibration: CalibrationData,
+    options: CompileOptions,
+    *,
+    latency: float = 0.0,
+    clock_hz: int = 0,
+    forms: Sequence[str] = (),
+    config: PtqConfig | None = None,
+    points: int = 10,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> FittedNetwork:
+    """Choose the form of every layer's weights within limits, quantize, and compile.
+
+    Limits are those of ``options`` (flash, ram, board) and ``latency``, seconds an inference at
+    ``clock_hz`` (by default the board's), for which firmware is built and run in QEMU. ``forms`` as
+    in :data:`tinyq.fit.FORMS`, all by default. Evaluations run in ``jobs`` processes, or wherever
+    ``joblib.parallel_config`` says. Raises TQ804 when no choice keeps the limits, TQ613 without
+    OR-tools, and what quantizing, compiling and (for ``latency``) profiling raise.
+    """
+    from tinyq.fit import FORMS, Budget, fit, forms_of
+    from tinyq.select import Goal
+    from tinyq.target import load_board
+
+    _one_of("optimize", options.optimize, tuple(g.value for g in Goal))
+    core, limits = target_core(options.target, options.board), _limits(options)
+    path, name = Path(model), options.name or default_name(Path(model))
+    if latency and not clock_hz:
+        if not options.board:
+            raise error("TQ303", "a limit of time without a clock", "Give a board, or its clock.")
+        clock_hz = load_board(options.board).clock_hz
+    cycles = int(latency * clock_hz) if latency else None
+    result = fit(
+        path, calibration, core, Budget(limits.flash, limits.ram, cycles),
+        goal=Goal(options.optimize), forms=forms_of(forms) if forms else FORMS, config=config,
+        points=points, jobs=jobs, cycles_of=_cycles_of(core.target), progress=progress,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="tinyq-fit-") as folder:
+        file = Path(folder) / f"{name}.onnx"
+        file.write_bytes(result.model.SerializeToString(deterministic=True))
+        chosen = replace(options, name=name, optimize=result.goal.value)
+        return FittedNetwork(result, compile_model(file, chosen))
+
+
+def _cycles_of(target: str) -> Callable[[onnx.ModelProto, Goal], int]:
+    """A function that compiles a quantized model, runs it in QEMU and estimates its cycles."""
+    from tinyq.verification.profile import profile
+
+    def measure(model: onnx.ModelProto, goal: Goal) -> int:
+        with tempfile.TemporaryDirectory(prefix="tinyq-cycles-") as folder:
+            file, output = Path(folder) / "net.onnx", Path(folder) / "net"
+            file.write_bytes(model.SerializeToString(deterministic=True))
+            compile(file, output=output, target=target, optimize=goal.value)
+            found = profile(output)
+        if found.cycles is None:
+            raise error("TQ410", f"a limit of time cannot be checked. {found.cycles_note}")
+        return found.cycles
+
+    return measure
 
 
 def target_core(target: str, board: str = "") -> Core:

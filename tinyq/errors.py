@@ -430,6 +430,13 @@ _register(
     "Code, constants, the arena and the stack take more than the board's flash or RAM has.",
     "Compile with --optimize size, use a smaller network, or choose a board with more memory.",
 )
+_register(
+    "TQ804",
+    10,
+    "no choice of weights keeps the limits",
+    "Whatever form each layer's weights take, flash, RAM or time is exceeded.",
+    "Allow what the message says can be reached, or change the network.",
+)
 # --- 9xx: devices ---------------------------------------------------------------------------------
 _register(
     "TQ901",
@@ -567,6 +574,13 @@ _register(
     "matplotlib is not installed",
     "Drawing a plot needs the package matplotlib.",
     "pip install 'tinyq[plot]', or leave the plot out.",
+)
+_register(
+    "TQ613",
+    12,
+    "a package for fitting is missing",
+    "`tinyq fit` needs OR-tools for its solver and joblib for parallel evaluation.",
+    "pip install 'tinyq[solver]'",
 )
 _register(
     "TQ620",

@@ -8,6 +8,7 @@ import typer
 
 from tinyq.cli.compile import compile_command
 from tinyq.cli.export import export_command
+from tinyq.cli.fit import fit_command
 from tinyq.cli.flash import flash_command
 from tinyq.cli.inspect import inspect_command
 from tinyq.cli.listings import boards_command, explain_command, ops_command, targets_command
@@ -56,6 +57,7 @@ for _name, _verb in (
     ("flash", flash_command),
     ("quantize", quantize_command),
     ("sensitivity", sensitivity_command),
+    ("fit", fit_command),
     ("inspect", inspect_command),
     ("targets", targets_command),
     ("boards", boards_command),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from tinyq.errors import Diagnostic, TinyqError, error
 from tinyq.ir import Graph
+from tinyq.ops.base import KernelCall
 from tinyq.plan.memory import MemoryPlan, plan_shared
 from tinyq.select import Goal, Layer, Libraries, Schedule, select
 from tinyq.target import Core
@@ -91,16 +92,18 @@ def _moved(goal: Goal, attempt: Goal) -> tuple[str, ...]:
 
 def flash_estimate(schedule: Schedule) -> int:
     """Bytes of flash: constants exactly, code by the kernels' estimates, shared functions once."""
-    seen: set[tuple[object, ...]] = set()
+    seen: set[tuple[str, str]] = set()
     total = 0
     for layer in schedule.layers:
-        call = layer.call
-        total += call.constant_bytes
-        key = (call.template, repr(call.params))
-        if not call.alias and key not in seen:
-            total += call.code_bytes or _UNKNOWN_CODE
+        key, code = shared_code(layer.call)
+        total += layer.call.constant_bytes + (0 if key in seen else code)
         seen.add(key)
     return total
+
+
+def shared_code(call: KernelCall) -> tuple[tuple[str, str], int]:
+    """What tells a call's function apart from others, and the estimate of its code in bytes."""
+    return (call.template, repr(call.params)), 0 if call.alias else call.code_bytes or _UNKNOWN_CODE
 
 
 def peak_layer(schedule: Schedule, memory: MemoryPlan) -> Layer:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinyq.errors import error
+from tinyq.fit import FitResult
 from tinyq.ptq.params import DTYPE_RANGE
 from tinyq.ptq.quality import LayerQuality, PtqReport
 from tinyq.ptq.sensitivity import SensitivityReport
@@ -101,6 +102,29 @@ def sensitivity_plot(report: SensitivityReport) -> bytes:
     axes.invert_yaxis()
     axes.set_xlabel("root mean squared error at the output")
     figure.legend(fontsize=7, loc="outside upper center", ncols=3)
+    return _png(figure)
+
+
+def fit_plot(result: FitResult) -> bytes:
+    """A PNG with the front of error against flash: predicted, measured, and what was chosen."""
+    figure = _figure(3)
+    axes = figure.subplots()
+    flash = [point.prediction.flash_bytes / 1024 for point, _ in result.front]
+    predicted = [result.sqnr_db(point.prediction) for point, _ in result.front]
+    axes.plot(flash, predicted, "o--", color=_LEVELS, label="predicted, by sums over the layers")
+    axes.plot(flash, [q.sqnr_db for _, q in result.front], "o-", color=_VALUES, label="measured")
+    chosen = result.chosen
+    axes.plot([chosen.flash_bytes / 1024], [chosen.quality.sqnr_db], "*", color=_CLIPPED,
+              markersize=14, label="chosen, compiled")  # fmt: skip
+    axes.set_xlabel("flash, KiB (compiler's estimate)")
+    axes.set_ylabel("signal to noise at the output, dB")
+    accuracies = [q.accuracy_quantized for _, q in result.front]
+    if all(a is not None for a in accuracies) and accuracies:
+        right = axes.twinx()
+        right.plot(flash, [100 * a for a in accuracies if a is not None], "s:", color="tab:green",
+                   markersize=4, label="accuracy")  # fmt: skip
+        right.set_ylabel("accuracy, %")
+    figure.legend(fontsize=7, loc="outside upper center", ncols=4)
     return _png(figure)
 
 

@@ -1,0 +1,128 @@
+"""The solver against every assignment of small problems, tried one by one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyq.fit.front import front
+from tinyq.fit.problem import Budget, Choice, Layer, Option, Prediction, Problem
+from tinyq.fit.solve import QUANTITIES, integer_errors, least, solve
+
+pytest.importorskip("ortools")
+
+CODES = ("plain", "packed", "sums", "shared")
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Up to four layers of up to four options; functions are shared between layers."""
+    layers = []
+    for i in range(draw(st.integers(1, 4))):
+        options = tuple(
+            Option(
+                f"form{k}",
+                draw(st.integers(0, 60)) / 64,
+                draw(st.integers(0, 60)),
+                draw(st.sampled_from(CODES)),
+                draw(st.integers(0, 60)),
+                draw(st.integers(0, 60)),
+            )
+            for k in range(draw(st.integers(1, 4)))
+        )
+        layers.append(Layer(f"layer{i}", "conv2d", options))
+    sizes = {code: draw(st.integers(0, 60)) for code in CODES}
+    others = frozenset(draw(st.sets(st.sampled_from(CODES), max_size=1)))
+    return Problem(tuple(layers), sizes, 11, 13, 17, others)
+
+
+def assignments(problem: Problem) -> Iterator[tuple[Choice, Prediction]]:
+    """Every choice, with sums made here, from the definition."""
+    for choice in itertools.product(*(range(len(layer.options)) for layer in problem.layers)):
+        options = [layer.options[k] for layer, k in zip(problem.layers, choice, strict=True)]
+        paid = {o.code for o in options if o.code not in problem.other_codes}
+        flash = problem.other_flash
+        for option in options:
+            flash += option.constant_bytes
+        for code in paid:
+            flash += problem.code_bytes[code]
+        arena = problem.other_arena
+        for option in options:
+            arena = max(arena, option.arena_bytes)
+        cycles = problem.other_cycles + sum(o.cycles for o in options)
+        yield choice, Prediction(sum(o.error for o in options), flash, arena, cycles)
+
+
+limits = st.none() | st.integers(20, 240)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), flash=limits, ram=limits, cycles=limits)
+def test_best_of_all_assignments(
+    problem: Problem, flash: int | None, ram: int | None, cycles: int | None
+) -> None:
+    budget = Budget(flash, ram, cycles)
+    every = list(assignments(problem))
+    for choice, sums in every:
+        assert problem.predict(choice) == sums
+    allowed = [
+        p
+        for _, p in every
+        if (flash is None or p.flash_bytes <= flash)
+        and (ram is None or p.arena_bytes <= ram)
+        and (cycles is None or p.cycles <= cycles)
+    ]
+    found = solve(problem, budget)
+    if not allowed:
+        assert found is None
+        for what in QUANTITIES:
+            assert least(problem, what, budget) is None
+        return
+    assert found is not None
+    best = problem.predict(found)
+    assert best.within(budget)
+    assert (best.error, best.flash_bytes) == min((p.error, p.flash_bytes) for p in allowed)
+    assert least(problem, "flash", budget) == min(p.flash_bytes for p in allowed)
+    assert least(problem, "ram", budget) == min(p.arena_bytes for p in allowed)
+    assert least(problem, "cycles", budget) == min(p.cycles for p in allowed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), ram=limits, cycles=limits)
+def test_front_is_every_point_that_nothing_beats(
+    problem: Problem, ram: int | None, cycles: int | None
+) -> None:
+    budget = Budget(None, ram, cycles)
+    pairs = {(p.error, p.flash_bytes) for _, p in assignments(problem) if p.within(budget)}
+    best = {
+        (e, f)
+        for e, f in pairs
+        if not any(a <= e and b <= f and (a, b) != (e, f) for a, b in pairs)
+    }
+    found = front(problem, budget)
+    assert [(p.prediction.error, p.prediction.flash_bytes) for p in found] == sorted(best)
+    few = front(problem, budget, points=4)
+    assert len(few) <= 4
+    assert set(few) <= set(found)
+    assert few[:1] == found[:1]
+    assert few[-1:] == found[-1:]
+
+
+def test_errors_keep_their_order_as_integers() -> None:
+    options = tuple(Option(str(k), 1e-7 * 3**-k, 10 * k, "c", 0, 0) for k in range(12))
+    problem = Problem((Layer("a", "conv2d", options), Layer("b", "dense", options)), {"c": 0})
+    values = integer_errors(problem)[0]
+    assert values == sorted(values, reverse=True)
+    assert len(set(values)) == len(values)
+    assert sum(row[0] for row in integer_errors(problem)) == pytest.approx(1e9, rel=1e-6)
+
+
+def test_same_answer_twice() -> None:
+    option = Option("same", 0.0, 5, "c", 1, 1)
+    problem = Problem((Layer("a", "conv2d", (option,) * 4),) * 4, {"c": 3})
+    assert len({solve(problem, Budget(flash=23)) for _ in range(3)}) == 1
+    assert solve(problem, Budget(flash=22)) is None
