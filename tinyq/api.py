@@ -496,7 +496,7 @@ def verify(
     if chosen.board and chosen.device is not None:
         target_core(load_network(Path(folder)).target, chosen.board)
     elif chosen.board:
-        check_board(folder, chosen.board)
+        check_board(folder, chosen.board, chosen.toolchain)
     return run(open_folder(Path(folder), chosen.layers), chosen, progress)
 
 
@@ -522,12 +522,15 @@ def report(
     subject = open_folder(path, layers=True)
     verification = run(subject, chosen, progress)
     (progress or _silent)("profiling", 0, 1)
-    measured = profile(path, chosen.target, chosen.seed, clock_hz)
+    measured = profile(
+        path, chosen.target, chosen.seed, clock_hz,
+        emulator=chosen.emulator, toolchain=chosen.toolchain,
+    )  # fmt: skip
     made = page(Page(read_manifest(path), subject.graph, verification, measured))
     return made, verification
 
 
-def check_board(folder: Path | str, board: str) -> BoardFit:
+def check_board(folder: Path | str, board: str, toolchain: str = "") -> BoardFit:
     """Build a compiled folder for its core and compare what it takes with the board's memories.
 
     Raises TQ304 for a board with another core, TQ803 when it does not fit, TQ401 and TQ402.
@@ -539,7 +542,7 @@ def check_board(folder: Path | str, board: str) -> BoardFit:
     network = load_network(Path(folder))
     core = target_core(network.target, board)
     with tempfile.TemporaryDirectory(prefix="tinyq-fit-") as name:
-        return check_fit(network, core, load_board(board), Path(name))
+        return check_fit(network, core, load_board(board), Path(name), toolchain)
 
 
 def export(

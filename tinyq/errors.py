@@ -246,7 +246,8 @@ _register(
     6,
     "compiler not found",
     "No C compiler for this target is on the PATH.",
-    "Install it: apt install gcc-arm-none-eabi libnewlib-arm-none-eabi (or set TINYQ_ARM_GCC).",
+    "pip install 'tinyq[emulator]' (zig as compiler), or apt install gcc-arm-none-eabi "
+    "libnewlib-arm-none-eabi (or set TINYQ_ARM_GCC).",
 )
 _register(
     "TQ402",
@@ -259,8 +260,8 @@ _register(
     "TQ403",
     7,
     "emulator not found",
-    "The emulator's program is not on the PATH.",
-    "Install it: apt install qemu-system-arm (or set TINYQ_QEMU).",
+    "The emulator's program is not on the PATH, or its package is not installed.",
+    "pip install 'tinyq[emulator]' (unicorn), or apt install qemu-system-arm (or set TINYQ_QEMU).",
 )
 _register(
     "TQ404",
@@ -297,6 +298,13 @@ _register(
     "CMSIS-NN lacks a function",
     "The CMSIS-NN that was found does not have a function that a kernel calls.",
     "Use a newer CMSIS-NN; docs/cmsis-nn.md lists the versions that were tested.",
+)
+_register(
+    "TQ409",
+    7,
+    "core or board not emulated",
+    "The emulator has no model of the core or board.",
+    "Use --emulator qemu, which has all cores (apt install qemu-system-arm).",
 )
 _register(
     "TQ410",

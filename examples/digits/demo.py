@@ -1,14 +1,16 @@
 """Handwritten digits, from training to firmware that was checked integer by integer.
 
-    python examples/digits/demo.py [--target cortex-m4] [--out out/digits]
+    python examples/digits/demo.py [--target cortex-m4] [--out out/digits] [--package]
 
 Trains a small CNN on the 8x8 scans that come with scikit-learn, quantizes it after training, writes
 ONNX, compiles that to C and runs every held-out digit on an emulated core. Takes under a minute.
+With --package the network and 100 held-out digits become those that `tinyq demo` carries.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 import tinyq
+from tinyq.demo import MODEL, SAMPLES
 from tinyq.ptq import PtqConfig, inputs_of, load_calibration, quantize
 from tinyq.verification.verify import VerifyOptions
 
@@ -85,6 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="cortex-m4")
     parser.add_argument("--out", type=Path, default=Path("out/digits"))
+    parser.add_argument("--package", action="store_true", help="renew what `tinyq demo` carries")
     options = parser.parse_args()
     console, out = Console(highlight=False), options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,10 @@ def main() -> int:
     np.savez(out / "calibration.npz", x=x_train[:256].numpy(), y=y_train[:256].numpy())
     samples = load_calibration(out / "calibration.npz", inputs_of(float_path))
     quantize(float_path, samples, PtqConfig(bias_correction=True)).save(int8_path)
+
+    if options.package:
+        shutil.copy(int8_path, MODEL)
+        np.savez_compressed(SAMPLES, x=x_test[:100].numpy(), y=y_test[:100].numpy())
 
     console.print(f"Compiling for {options.target} ...")
     folder = out / "firmware"

@@ -12,6 +12,7 @@
 #define TIMER_CMSDK_APB 1
 #define TIMER_NRF51 2
 #define TIMER_SSE_COUNTER 3
+#define TIMER_STM32_TIM 4
 
 #define TIMER_REGISTER(offset) (*(volatile uint32_t *)(TINYQ_TIMER_BASE + (offset)))
 
@@ -57,6 +58,20 @@ static inline void timer_restart(void)
 static inline uint32_t timer_read(void)
 {
     return TIMER_REGISTER(0x8u);
+}
+
+#elif TINYQ_TIMER == TIMER_STM32_TIM
+/* Counts up. CR1 0x0, CNT 0x24, PSC 0x28 (RM0090, TIM2 to TIM5). As QEMU models it: on silicon the
+ * device needs its clock enabled first. */
+static inline void timer_restart(void)
+{
+    TIMER_REGISTER(0x28u) = 99u;
+    TIMER_REGISTER(0x0u) = 1u;
+}
+
+static inline uint32_t timer_read(void)
+{
+    return TIMER_REGISTER(0x24u);
 }
 
 #else

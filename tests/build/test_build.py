@@ -9,9 +9,10 @@ import pytest
 from fake_network import SOURCE, write_fake
 
 from tinyq.build import build_firmware, build_host, load_network
-from tinyq.build.elf import Instruction, read_elf
+from tinyq.build.arm import arm_toolchain
+from tinyq.build.disassembly import Instruction
+from tinyq.build.elf import read_elf
 from tinyq.build.stack import UnboundedStackError, read_callgraph
-from tinyq.build.toolchain import arm_toolchain
 from tinyq.errors import TinyqError
 from tinyq.target import core_names, load_board, load_core
 
@@ -31,7 +32,7 @@ def test_footprint_counts_the_network_and_its_library_routines(tmp_path: Path, t
     artifact = build(tmp_path, target)
     footprint = artifact.footprint
     # The oracle is the binutils' `size` on the network's own objects; nothing of a library is used.
-    size = arm_toolchain().tool("size")
+    size = arm_toolchain("gcc").compiler.tool("size")
     objects = [str(tmp_path / "out" / f"net_{name}.o") for name in ("fake", "fake_data")]
     lines = subprocess.run(
         [size, "-A", *objects], capture_output=True, text=True, check=True

@@ -78,3 +78,20 @@ def test_thousand_spoken_words(tmp_path: Path) -> None:
     report = verified("kws", "cortex-m4", tmp_path, VerifyOptions(samples=samples))
     assert (report.samples, report.outputs_compared) == (1000, 12000)
     assert report.accuracy == report.oracle_accuracy == 0.902
+
+
+@pytest.mark.parametrize("toolchain", ["gcc", "zig"])
+@pytest.mark.parametrize("target", ["cortex-m0", "cortex-m4"])
+@pytest.mark.parametrize("name", ["kws", "ad"])
+def test_unicorn_beside_qemu(name: str, target: str, toolchain: str, tmp_path: Path) -> None:
+    """The same firmware in both: equal outputs and layers, and the same count and stack."""
+    emulated = VerifyOptions(
+        emulator="qemu,unicorn", toolchain=toolchain, random=2, seed=4, layers=True
+    )
+    qemu, unicorn = verified(name, target, tmp_path, emulated).runs
+    assert (qemu.emulator, unicorn.emulator) == ("qemu", "unicorn")
+    assert qemu.equal
+    assert unicorn.equal
+    assert unicorn.instructions_per_inference is not None
+    assert qemu.instructions_per_inference == unicorn.instructions_per_inference
+    assert qemu.stack_bytes == unicorn.stack_bytes

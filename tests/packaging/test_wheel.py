@@ -1,4 +1,8 @@
-"""A wheel in a clean environment: it holds templates and targets, and compiles and verifies."""
+"""A wheel in a clean environment: it holds templates and targets, and compiles and verifies.
+
+The environment borrows the packages of this one; with TINYQ_PIP=1 pip installs the wheel with its
+extra `emulator` and nothing else, from the index that pip is set up for.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,15 @@ import onnx
 import pytest
 from qdq import Qdq
 
+from tinyq.demo import MODEL, SAMPLES
+
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.slow
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | variables
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True,
         check=False, stdin=subprocess.DEVNULL,
@@ -40,8 +46,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with tinyq from the wheel; dependencies are those of this one."""
+    """Python of an environment with tinyq from the wheel."""
     place = tmp_path_factory.mktemp("env")
+    if os.environ.get("TINYQ_PIP"):
+        run(sys.executable, "-m", "venv", place / "venv", cwd=place)
+        found = place / "venv" / "bin" / "python"
+        run(found, "-m", "pip", "install", "--quiet", f"{wheel}[emulator]", cwd=place)
+        return found
     run(sys.executable, "-m", "venv", "--without-pip", place / "venv", cwd=place)
     found = place / "venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", found, "install", "--quiet"]
@@ -59,7 +70,8 @@ def test_wheel_holds_what_it_needs_and_nothing_else(wheel: Path) -> None:
         files = {p.relative_to(ROOT / folder) for p in (ROOT / folder).rglob("*") if p.is_file()}
         assert files
         assert {f"tinyq/_data/{folder}/{p.as_posix()}" for p in files} <= names
-    assert "tinyq/py.typed" in names
+    assert {"tinyq/py.typed", "tinyq/demo/digits.onnx", "tinyq/demo/digits.npz"} <= names
+    assert sum(p.stat().st_size for p in (MODEL, SAMPLES)) < 30_000
     assert {name.split("/")[0].split("-")[0] for name in names} == {"tinyq"}
 
 
@@ -87,3 +99,34 @@ def test_installed_wheel_compiles_and_verifies(python: Path, tmp_path: Path) -> 
     assert found["equal"] is True
     assert found["outputs_compared"] == 16
     assert "cortex-m55" in run(program, "targets", cwd=tmp_path)
+
+
+def test_first_minute_with_pip_alone(python: Path, tmp_path: Path) -> None:
+    """What a newcomer does, on a machine without QEMU and without any compiler on the PATH."""
+
+    def tinyq(*arguments: str) -> str:
+        return run(python.with_name("tinyq"), *arguments, cwd=tmp_path, PATH="/nowhere")
+
+    shown = " ".join(tinyq("demo").split())
+    assert (
+        "EQUAL: onnxruntime, the integer reference and the C on unicorn agree on all 1,000" in shown
+    )
+    assert "note qemu-system-arm is not installed: unicorn ran the code" in shown
+    assert "note arm-none-eabi-gcc is not installed: zig compiled the code" in shown
+    proof = json.loads(tinyq("verify", "digits", "--random", "3", "--layers", "--json"))
+    assert proof["equal"] is True
+    assert (proof["emulator"], proof["compiler"].split()[0]) == ("unicorn", "zig")
+    assert len(proof["notes"]) == 2
+    assert proof["instructions_per_inference"] > 100_000
+    tinyq("compile", str(MODEL), "--target", "cortex-m0", "-o", "small")
+    assert json.loads(tinyq("verify", "small", "--random", "3", "--json"))["equal"] is True
+    (profile,) = json.loads(tinyq("profile", "digits", "--json"))["profiles"]
+    counted = sum(layer["instructions"] for layer in profile["layers"])
+    assert counted == pytest.approx(profile["instructions"], rel=0.01)  # the hooks alone differ
+    assert profile["cycles"] > counted > 0
+    assert "proved" in tinyq("inspect", "digits")
+    installed = {t["name"]: t["found"] for t in json.loads(tinyq("targets", "--json"))["tools"]}
+    assert installed["unicorn"]
+    assert installed["zig"]
+    assert not installed["qemu"]
+    assert not installed["gcc"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyq.build.network import Network
-from tinyq.target import Board, Core
+from tinyq.target import Board, Core, Peripheral
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Artifact:
     """A program that runs one network over a file of samples.
 
     ``core``, ``board`` and ``footprint`` are ``None`` in a build for the host. ``profiled`` builds
-    record each layer's output and instructions; their totals include the hooks.
+    record each layer's output and instructions; their totals include the hooks. ``toolchain``
+    names the compiler of firmware, ``compiler`` is the version that it states; ``timer`` counts on
+    a board whose emulated machine has none.
     """
 
     network: Network
@@ -44,3 +46,6 @@ class Artifact:
     core: Core | None = None
     board: Board | None = None
     footprint: Footprint | None = None
+    toolchain: str = ""
+    compiler: str = ""
+    timer: Peripheral | None = None

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyq.build.process import run
-from tinyq.build.toolchain import Toolchain
+from tinyq.build.disassembly import Instruction
 from tinyq.errors import error
 
 # Run-time ABI for the Arm Architecture (IHI 0043), tables 2 to 8: helpers on float and double, and
@@ -22,8 +21,6 @@ _SOFT_FLOAT = re.compile(
     r"|extend|trunc)\w*[sdt]f\w*"
 )
 _FLOAT_SUFFIX = re.compile(r"\.(?:f16|f32|f64|bf16)\b")
-_LINE = re.compile(r"^\s*([0-9a-f]+):\t([0-9a-f ]+)\t(\S+)(?:\t(.*))?$")
-_FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 
 
 @dataclass(frozen=True)
@@ -46,15 +43,6 @@ class ElfInfo:
     data_bytes: int
     bss_bytes: int
     symbols: tuple[Symbol, ...]
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One disassembled instruction."""
-
-    address: int
-    mnemonic: str
-    operands: str
 
 
 def read_elf(path: Path) -> ElfInfo:
@@ -103,19 +91,28 @@ def _symbols(elf: Any, table: Any) -> Iterator[Symbol]:
         )
 
 
-def disassemble(path: Path, toolchain: Toolchain) -> dict[str, list[Instruction]]:
-    """Instructions of every function in the ELF's code sections, by symbol name."""
-    done = run([toolchain.tool("objdump"), "-d", "-w", str(path)], path.parent, 120.0)
-    if done.status != 0:
-        raise error("TQ402", f"{path.name} cannot be disassembled:\n{done.tail()}")
-    functions: dict[str, list[Instruction]] = {}
-    body: list[Instruction] = []
-    for line in done.output.splitlines():
-        if start := _FUNCTION.match(line):
-            body = functions.setdefault(start[1], [])
-        elif (found := _LINE.match(line)) and not found[3].startswith("."):
-            body.append(Instruction(int(found[1], 16), found[3], found[4] or ""))
-    return functions
+def read_stack_sizes(path: Path) -> dict[int, int]:
+    """Frames in bytes by address of the function, of the section .stack_sizes that clang writes.
+
+    The section holds an address and a ULEB128 number for each function.
+    """
+    from elftools.elf.elffile import ELFFile
+
+    with path.open("rb") as stream:
+        section = ELFFile(stream).get_section_by_name(".stack_sizes")
+        data = b"" if section is None else section.data()
+    sizes: dict[int, int] = {}
+    at = 0
+    while at < len(data):
+        address = int.from_bytes(data[at : at + 4], "little") & ~1
+        at, size, shift = at + 4, 0, 0
+        while True:
+            size |= (data[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if data[at - 1] < 0x80:
+                break
+        sizes[address] = size
+    return sizes
 
 
 def float_code(

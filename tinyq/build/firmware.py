@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinyq.build.arm import ArmToolchain, arm_toolchain
 from tinyq.build.artifact import Artifact, Footprint
-from tinyq.build.elf import disassemble, read_elf, require_integer_only
+from tinyq.build.elf import read_elf, require_integer_only
 from tinyq.build.harness import boot_dir, write_config
 from tinyq.build.libraries import library_build
 from tinyq.build.network import Network
-from tinyq.build.stack import read_callgraph
-from tinyq.build.toolchain import WARNINGS, Toolchain, arm_toolchain
+from tinyq.build.toolchain import WARNINGS
 from tinyq.codegen.environment import render
 from tinyq.errors import error
-from tinyq.target import Board, Core, load_board
+from tinyq.target import Board, Core, Peripheral, load_board
 
 _SOURCES = ("harness.c", "port_semihosting.c", "startup.c")
 _COMMON = ("-std=c99", *WARNINGS, "-Werror", "-ffunction-sections", "-fdata-sections")
-_LINK = ("-nostartfiles", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments")
+_ENTRY = "-Wl,-e,Reset_Handler"
 STACK_BYTES = 64 * 1024
 HARNESS_STACK = 512  # main, its callees and an exception frame, rounded up
 
@@ -31,59 +31,61 @@ def build_firmware(
     profile: bool = False,
     allow_float: bool = False,
     stack_bytes: int = 0,
+    toolchain: str = "",
+    timer: Peripheral | None = None,
 ) -> Artifact:
     """Compile ``network`` for ``core`` and link it for ``board`` into ``folder`` (made if missing).
 
     ``stack_bytes`` is the room for the stack (0: what :func:`stack_room` gives the board).
-    ``profile`` calls the harness around every layer. ``allow_float`` builds with the core's FPU (or
-    soft float) and drops the check that no floating-point code is in the ELF. Raises TQ401 without
-    a compiler, TQ402 when the code does not compile, TQ405 when it does not fit and TQ406 for
-    floating-point code in an integer build.
+    ``toolchain`` names a compiler (:func:`arm_toolchain`). ``timer`` counts where QEMU's machine
+    has none. ``profile`` calls the harness around every layer. ``allow_float`` builds with the
+    core's FPU (or soft float) and drops the check that no floating-point code is in the ELF. Raises
+    TQ401 without a compiler, TQ402 when the code does not compile, TQ405 when it does not fit and
+    TQ406 for floating-point code in an integer build.
     """
-    toolchain = arm_toolchain()
+    tools = arm_toolchain(toolchain)
     folder.mkdir(parents=True, exist_ok=True)
-    machine = core.float_flags if allow_float and core.float_flags else core.flags
-    flags = [*machine, *_COMMON, *network.cflags]
+    flags = [*tools.machine(core, allow_float=allow_float), *_COMMON, *network.cflags]
     if profile:
         flags.append("-DTINYQ_PROFILE")
-    objects = _compile_network(toolchain, network, folder, flags)
+    objects = _compile_network(tools, network, folder, flags)
     stack_bytes = stack_bytes or stack_room(board)
     script = _write_linker_script(board, folder, stack_bytes)
     footprint = None
     if not profile:
-        footprint = _measure(
-            toolchain,
-            network,
-            core,
-            objects=objects,
-            script=script,
-            flags=flags,
-            allow_float=allow_float,
-        )
+        footprint = _measure(tools, network, core, objects, script, allow_float=allow_float)
         _require_stack(footprint, stack_bytes)
     write_config(network, folder)
-    around = [*flags, *_port_flags(board), f"-I{network.folder}", f"-I{folder}"]
+    around = [*flags, *_port_flags(board, timer), f"-I{network.folder}", f"-I{folder}"]
     for name in _SOURCES:
         objects.append(folder / f"{name[:-2]}.o")
-        toolchain.compile(boot_dir() / name, objects[-1], around)
+        tools.compile(boot_dir() / name, objects[-1], around)
     executable = folder / "firmware.elf"
-    toolchain.link(objects, executable, [*flags, *_LINK, f"-T{script}"])
-    return Artifact(network, executable.resolve(), profile, core, board, footprint)
+    tools.link(core, objects, executable, script, [_ENTRY], allow_float=allow_float)
+    return Artifact(
+        network,
+        executable.resolve(),
+        profile,
+        core,
+        board,
+        footprint,
+        tools.name,
+        tools.version,
+        timer,
+    )
 
 
-def measure_network(network: Network, core: Core, folder: Path) -> Footprint:
+def measure_network(network: Network, core: Core, folder: Path, toolchain: str = "") -> Footprint:
     """What ``network`` takes on ``core``, built in ``folder``; raises as :func:`build_firmware`.
 
     It is linked for the emulated board that stands for the core, which has memory enough.
     """
-    toolchain = arm_toolchain()
+    tools = arm_toolchain(toolchain)
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [*core.flags, *_COMMON, *network.cflags]
-    objects = _compile_network(toolchain, network, folder, flags)
+    flags = [*tools.machine(core), *_COMMON, *network.cflags]
+    objects = _compile_network(tools, network, folder, flags)
     script = _write_linker_script(load_board(core.board), folder, STACK_BYTES)
-    return _measure(
-        toolchain, network, core, objects=objects, script=script, flags=flags, allow_float=False
-    )
+    return _measure(tools, network, core, objects, script, allow_float=False)
 
 
 def stack_room(board: Board) -> int:
@@ -102,18 +104,18 @@ def _require_stack(footprint: Footprint, stack_bytes: int) -> None:
 
 
 def _compile_network(
-    toolchain: Toolchain, network: Network, folder: Path, flags: list[str]
+    tools: ArmToolchain, network: Network, folder: Path, flags: list[str]
 ) -> list[Path]:
     objects = []
     needed = library_build(network)
     for source in network.sources:
         objects.append(folder / f"net_{source.stem}.o")
-        toolchain.compile(source, objects[-1], [*flags, *needed.flags, "-fcallgraph-info=su"])
+        tools.compile(source, objects[-1], [*flags, *needed.flags, tools.frame_option])
     quiet = [flag for flag in flags if flag not in (*WARNINGS, "-Werror", "-std=c99")]
     for source in needed.sources:
         objects.append(folder / f"lib_{source.stem}.o")
-        options = [*quiet, *needed.optimize, *needed.flags, "-w", "-fcallgraph-info=su"]
-        toolchain.compile(source, objects[-1], options)
+        options = [*quiet, *needed.optimize, *needed.flags, "-w", tools.frame_option]
+        tools.compile(source, objects[-1], options)
     return [*objects, *needed.binaries]
 
 
@@ -132,37 +134,35 @@ def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:
     return script
 
 
-def _port_flags(board: Board) -> list[str]:
-    """Definitions that tell the harness which timer the board has."""
+def _port_flags(board: Board, other: Peripheral | None) -> list[str]:
+    """Definitions that tell the harness which timer the board has, or the ``other`` that counts."""
     flags = ["-DTINYQ_FIRMWARE"]
-    if board.qemu is None or board.qemu.timer is None:
+    timer = (board.qemu.timer if board.qemu is not None else None) or other
+    if timer is None:
         return [*flags, "-DTINYQ_TIMER=TIMER_NONE"]
-    timer = board.qemu.timer
     driver = timer.driver.upper().replace("-", "_")
     return [*flags, f"-DTINYQ_TIMER=TIMER_{driver}", f"-DTINYQ_TIMER_BASE={timer.base:#x}u"]
 
 
 def _measure(
-    toolchain: Toolchain,
+    tools: ArmToolchain,
     network: Network,
     core: Core,
-    *,
     objects: list[Path],
     script: Path,
-    flags: list[str],
+    *,
     allow_float: bool,
 ) -> Footprint:
     """Link the network alone, with the library routines it calls, and read what it takes."""
     alone = script.with_name("network.elf")
     names = [f"{network.name}_{call}" for call in ("init", "input", "invoke", "output")]
     keep = [f"-Wl,-u,{name}" for name in names]
-    toolchain.link(objects, alone, [*flags, *_LINK, f"-T{script}", f"-Wl,-e,{names[2]}", *keep])
+    tools.link(core, objects, alone, script, [f"-Wl,-e,{names[2]}", *keep], allow_float=allow_float)
     info = read_elf(alone)
-    functions = disassemble(alone, toolchain)
+    functions = tools.functions(alone, core)
     if not allow_float:
         require_integer_only(alone, info, functions, mve=core.mve)
-    addresses = {symbol.name: symbol.address for symbol in info.symbols}
-    graph = read_callgraph((path.with_suffix(".ci") for path in objects), functions, addresses)
+    graph = tools.callgraph(alone, info, objects, functions)
     return Footprint(
         code_bytes=info.code_bytes,
         constant_bytes=info.constant_bytes + info.data_bytes,

@@ -92,9 +92,11 @@ def enough(core: str, ram: int, flash: int) -> str:
     return "No board that tinyq knows has enough."
 
 
-def check_fit(network: Network, core: Core, board: Board, folder: Path) -> BoardFit:
+def check_fit(
+    network: Network, core: Core, board: Board, folder: Path, toolchain: str = ""
+) -> BoardFit:
     """Build ``network`` in ``folder``, measure it, and compare with ``board``; raises TQ803."""
-    footprint = measure_network(network, core, folder)
+    footprint = measure_network(network, core, folder, toolchain)
     fit = BoardFit(
         board, footprint, network.arena_bytes, footprint.stack_bound_bytes + HARNESS_STACK
     )

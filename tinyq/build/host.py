@@ -54,7 +54,7 @@ def build_host(
         toolchain.compile(boot_dir() / name, objects[-1], around)
     executable = folder / _EXECUTABLE
     toolchain.link(objects, executable, [*(_SANITIZERS if sanitize else ()), "-lm"])
-    return Artifact(network, executable.resolve(), profile)
+    return Artifact(network, executable.resolve(), profile, compiler=toolchain.version)
 
 
 def _portable(cflags: tuple[str, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 GCC's ``-fcallgraph-info=su`` writes one ``.ci`` file an object, with every function's frame and
 every call. Library routines have none; their frames and calls are read from the disassembly.
+Clang writes frames alone (``-fstack-size-section``); all calls are read from the disassembly then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from tinyq.build.elf import Instruction
+from tinyq.build.disassembly import BRANCHES, Instruction
 
 _NODE = re.compile(r'^node: \{ title: "([^"]+)" label: "((?:[^"\\]|\\.)*)"')
 _EDGE = re.compile(r'^edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"')
@@ -22,8 +23,6 @@ _INDIRECT = "__indirect_call"
 _TARGET = re.compile(r"<([^>+]+)>")
 _SUB_SP = re.compile(r"^sp(?:, sp)?, #(\d+)")
 _PUSH_BY_STORE = re.compile(r"\[sp, #-(\d+)\]!")
-_CONDITIONS = ("eq", "ne", "cs", "cc", "mi", "pl", "vs", "vc", "hi", "ls", "ge", "lt", "gt", "le")
-_BRANCHES = frozenset(("b", "cbz", "cbnz", *(f"b{condition}" for condition in _CONDITIONS)))
 _NO_ALIASES: Mapping[str, int] = MappingProxyType({})
 _PADDING = ("nop", "nop.w", "udf")
 
@@ -77,14 +76,42 @@ def read_callgraph(
     name where several symbols have the same address.
     """
     graph = CallGraph()
-    names = {body[0].address: name for name, body in functions.items() if body}
-    behind = _next_labels(functions)
     for path in sorted(ci_files):
         _read_ci(path.read_text(encoding="utf-8"), graph)
     for name in graph.frames:
         body = functions.get(name.rsplit(":", 1)[-1], [])
         # Inline assembly may push too, of which the compiler's figure knows nothing.
-        graph.frames[name] = max(graph.frames[name], _from_code(name, body)[0])
+        graph.frames[name] = max(graph.frames[name], frame_and_calls(name, body)[0])
+    _follow(graph, functions, aliases)
+    return graph
+
+
+def graph_of_code(
+    frames: Mapping[int, int],
+    functions: Mapping[str, list[Instruction]],
+    aliases: Mapping[str, int] = _NO_ALIASES,
+) -> CallGraph:
+    """The graph of the disassembly; ``frames`` are the sizes that the compiler wrote, by address.
+
+    ``aliases`` as in :func:`read_callgraph`.
+    """
+    graph = CallGraph(calls={"": {*functions, *aliases}})
+    _follow(graph, functions, aliases)
+    starts = {name: body[0].address for name, body in functions.items() if body}
+    for name in graph.frames:
+        address = starts.get(name, aliases.get(name, 0)) & ~1
+        graph.frames[name] = max(graph.frames[name], frames.get(address, 0))
+    return graph
+
+
+def _follow(
+    graph: CallGraph,
+    functions: Mapping[str, list[Instruction]],
+    aliases: Mapping[str, int],
+) -> None:
+    """Add everything that is called and not described yet, from the disassembly."""
+    names = {body[0].address: name for name, body in functions.items() if body}
+    behind = _next_labels(functions)
     waiting = {callee for callees in graph.calls.values() for callee in callees}
     while waiting:
         name = waiting.pop()
@@ -95,11 +122,10 @@ def read_callgraph(
         label = symbol if symbol in functions else names.get(aliases.get(symbol, -1) & ~1, "")
         if not functions.get(label):
             continue
-        graph.frames[name], graph.calls[name] = _from_code(label, functions[label])
+        graph.frames[name], graph.calls[name] = frame_and_calls(label, functions[label])
         if not _leaves(functions[label]):
             graph.calls[name] |= behind.get(label, set())
         waiting |= graph.calls[name]
-    return graph
 
 
 def _read_ci(text: str, graph: CallGraph) -> None:
@@ -114,7 +140,7 @@ def _read_ci(text: str, graph: CallGraph) -> None:
             graph.calls.setdefault(edge[1], set()).add(edge[2])
 
 
-def _next_labels(functions: dict[str, list[Instruction]]) -> dict[str, set[str]]:
+def _next_labels(functions: Mapping[str, list[Instruction]]) -> dict[str, set[str]]:
     ordered = sorted((body[0].address, name) for name, body in functions.items() if body)
     return {low[1]: {high[1]} for low, high in itertools.pairwise(ordered)}
 
@@ -128,7 +154,7 @@ def _leaves(body: list[Instruction]) -> bool:
     return base in ("bx", "b") or (base in ("pop", "ldmia", "ldr") and "pc" in last.operands)
 
 
-def _from_code(name: str, body: list[Instruction]) -> tuple[int, set[str]]:
+def frame_and_calls(name: str, body: list[Instruction]) -> tuple[int, set[str]]:
     """Frame and callees of a library routine: the sum of all that it pushes is a safe bound."""
     frame = 0
     calls: set[str] = set()
@@ -145,7 +171,7 @@ def _from_code(name: str, body: list[Instruction]) -> tuple[int, set[str]]:
             frame += int(size[1])
         elif base == "blx":
             calls.add(_INDIRECT)
-        elif base == "bl" or base in _BRANCHES:
+        elif base == "bl" or base in BRANCHES:
             target = _TARGET.search(operands)
             if target and target[1] != name and "+" not in operands.split("<")[-1]:
                 calls.add(target[1])

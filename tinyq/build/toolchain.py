@@ -29,13 +29,14 @@ class Toolchain:
     """A C compiler and the binary utilities that belong to it.
 
     ``family`` is ``"gcc"`` or ``"clang"``; ``prefix`` precedes the utilities' names
-    (``arm-none-eabi-``).
+    (``arm-none-eabi-``). ``arguments`` come first in every call of the compiler.
     """
 
     compiler: str
     family: str
     version: str
     prefix: str = ""
+    arguments: tuple[str, ...] = ()
 
     def tool(self, name: str) -> str:
         """Path of a binary utility (``objdump``); raises TQ401 when it is missing."""
@@ -50,7 +51,7 @@ class Toolchain:
 
         Raises TQ703 when the disk is full.
         """
-        command = [self.compiler, "-c", str(source), "-o", str(output), *flags]
+        command = [self.compiler, *self.arguments, "-c", str(source), "-o", str(output), *flags]
         done = run(command, output.parent, _COMPILE_SECONDS)
         if done.status != 0:
             _require_disk(done, output)
@@ -61,7 +62,7 @@ class Toolchain:
 
         Raises TQ703 when the disk is full.
         """
-        command = [self.compiler, *map(str, objects), "-o", str(output), *flags]
+        command = [self.compiler, *self.arguments, *map(str, objects), "-o", str(output), *flags]
         done = run(command, output.parent, _COMPILE_SECONDS)
         if done.status == 0:
             return
@@ -90,7 +91,8 @@ def _require_disk(done: Completed, output: Path) -> None:
 
 
 @cache
-def _probe(name: str, prefix: str) -> Toolchain | None:
+def probe(name: str, prefix: str = "") -> Toolchain | None:
+    """The compiler called ``name``, or None where there is none on the PATH that runs."""
     path = shutil.which(name)
     if path is None:
         return None
@@ -102,15 +104,6 @@ def _probe(name: str, prefix: str) -> Toolchain | None:
     return Toolchain(str(Path(path).absolute()), family, head, prefix)
 
 
-def arm_toolchain() -> Toolchain:
-    """The Arm compiler: ``TINYQ_ARM_GCC``, else ``arm-none-eabi-gcc``; raises TQ401."""
-    name = os.environ.get("TINYQ_ARM_GCC") or "arm-none-eabi-gcc"
-    found = _probe(name, "arm-none-eabi-")
-    if found is None:
-        raise error("TQ401", f"'{name}' is not on the PATH or does not run")
-    return found
-
-
 def host_toolchain(compiler: str = "") -> Toolchain:
     """A compiler for this machine: ``compiler``, ``TINYQ_CC``, else cc, gcc or clang.
 
@@ -118,7 +111,7 @@ def host_toolchain(compiler: str = "") -> Toolchain:
     """
     asked = compiler or os.environ.get("TINYQ_CC") or ""
     for name in (asked,) if asked else ("gcc", "cc", "clang"):
-        found = _probe(name, "")
+        found = probe(name)
         if found is not None:
             return found
     raise error(

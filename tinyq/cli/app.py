@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tinyq.cli.compile import compile_command
+from tinyq.cli.demo import demo_command
 from tinyq.cli.export import export_command
 from tinyq.cli.fit import fit_command
 from tinyq.cli.flash import flash_command
@@ -49,6 +50,7 @@ def _options(
 
 
 for _name, _verb in (
+    ("demo", demo_command),
     ("compile", compile_command),
     ("verify", verify_command),
     ("profile", profile_command),

@@ -13,24 +13,37 @@ from tinyq.errors import CATALOG, error
 
 @guarded
 def targets_command(as_json: Json = False) -> None:
-    """List the cores that can be compiled for, with the emulated machine of each."""
+    """List the cores, the emulators of each, and which emulators and compilers are installed."""
+    from tinyq.emulate import tools
+    from tinyq.emulate.unicorn import MODELS
     from tinyq.target import core_names, load_board, load_core
 
     cores = [load_core(name) for name in core_names()]
     if as_json:
-        show_json({"targets": [dataclasses.asdict(core) for core in cores]})
+        show_json(
+            {
+                "targets": [dataclasses.asdict(core) for core in cores],
+                "tools": [dataclasses.asdict(tool) for tool in tools()],
+            }
+        )
         return
     table = _table("target", "core", "architecture", "instructions", "FPU", "emulated by")
     for core in cores:
         qemu = load_board(core.board).qemu
         isas = ", ".join(f"{i} (default)" if i == core.default_isa else i for i in core.isas)
-        machine = qemu.machine if qemu else "-"
+        machine = f"qemu ({qemu.machine})" if qemu else "-"
+        machine += ", unicorn" if core.name in MODELS else ""
         table.add_row(core.name, core.title, core.architecture, isas, core.fpu, machine)
     show(table)
     typer.echo(
         "Append +scalar, +dsp or +mve to choose the instruction set, and +mul32 for a Cortex-M0 or "
         "M0+ with the small multiplier: cortex-m4+scalar."
     )
+    installed = _table("for verifying", "kind", "installed", "to install")
+    for tool in tools():
+        wanted = "" if tool.found else tool.install
+        installed.add_row(tool.name, tool.kind, tool.found or "no", wanted)
+    show(installed)
 
 
 @guarded

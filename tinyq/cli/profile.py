@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tinyq.cli.console import Json, guarded, progress, show, show_json
-from tinyq.cli.verify import Folder
+from tinyq.cli.verify import Folder, Toolchain
 
 
 @guarded
@@ -37,6 +37,14 @@ def profile_command(
     clock: Annotated[
         str, typer.Option(metavar="MHZ", help="A clock for milliseconds, such as 120.")
     ] = "",
+    emulator: Annotated[
+        str,
+        typer.Option(
+            help="qemu or unicorn; by default qemu, or unicorn where qemu is not installed.",
+            show_default=False,
+        ),
+    ] = "",
+    toolchain: Toolchain = "",
     as_json: Json = False,
 ) -> None:
     """Count the instructions of every layer on the emulated core, and name the hot spots.
@@ -55,7 +63,9 @@ def profile_command(
     with progress(as_json) as tell:
         for number, one in enumerate(folders):
             tell("profiling", number, len(folders))
-            profiles.append(profile(one, target, clock_hz=clock_hz))
+            profiles.append(
+                profile(one, target, clock_hz=clock_hz, emulator=emulator, toolchain=toolchain)
+            )
     if as_json:
         show_json({"profiles": [one.to_json() for one in profiles]})
     elif compare:

@@ -15,14 +15,28 @@ _DEFAULT_RANDOM = 20
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that tinyq compiled.")]
 Emulator = Annotated[
-    str, typer.Option(help="Where the C runs: qemu (an emulated core) or host (this machine).")
+    str,
+    typer.Option(
+        help="Where the C runs: qemu or unicorn (an emulated core), host (this machine), or "
+        "several with commas; by default qemu, or unicorn where qemu is not installed.",
+        show_default=False,
+    ),
+]
+Toolchain = Annotated[
+    str,
+    typer.Option(
+        help="What compiles the firmware: gcc, clang or zig; by default gcc, or zig where gcc is "
+        "not installed.",
+        show_default=False,
+    ),
 ]
 
 
 @guarded
 def verify_command(
     folder: Folder,
-    emulator: Emulator = "qemu",
+    emulator: Emulator = "",
+    toolchain: Toolchain = "",
     samples: Annotated[
         Path | None,
         typer.Option(
@@ -45,7 +59,7 @@ def verify_command(
     ] = "",
     board: Annotated[
         str,
-        typer.Option(help="Check that it fits this board, and run on QEMU's model of it, if any."),
+        typer.Option(help="Check that it fits this board, and run it with the board's memory map."),
     ] = "",
     sanitize: Annotated[
         bool, typer.Option("--sanitize", help="With the host: build with ASan and UBSan.")
@@ -73,10 +87,11 @@ def verify_command(
 
     if samples is not None and random is not None:
         raise error("TQ303", "--samples and --random exclude each other", "Give one of them.")
-    if device and emulator != "qemu":
-        raise error("TQ303", "--device and --emulator exclude each other", "Give one of them.")
+    if device and (emulator or toolchain):
+        raise error("TQ303", "--device excludes --emulator and --toolchain", "Give one of them.")
     options = VerifyOptions(
         emulator=emulator,
+        toolchain=toolchain,
         samples=samples,
         labels=labels,
         random=_DEFAULT_RANDOM if random is None else random,

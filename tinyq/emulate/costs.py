@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tinyq.build import Artifact
-from tinyq.build.elf import disassemble, read_elf
-from tinyq.build.toolchain import arm_toolchain
-from tinyq.emulate.counting import Counts, count_instructions
+from tinyq.build.arm import arm_toolchain
+from tinyq.build.elf import read_elf
+from tinyq.emulate.counting import count_instructions
 from tinyq.emulate.cycles import Cost, cost_by_function
 from tinyq.emulate.runner import Samples
+from tinyq.emulate.trace import Counts
 
 _BEGIN, _END = "tinyq_layer_begin", "tinyq_layer_end"
 _CALIBRATION = 3  # phases before the first layer: start-up, the empty layer, what follows it
@@ -46,16 +47,19 @@ class NetworkCosts:
         return sum(self.layers[name].values(), Cost())
 
 
-def network_costs(artifact: Artifact, sample: Samples) -> NetworkCosts:
+def network_costs(artifact: Artifact, sample: Samples, emulator: str = "qemu") -> NetworkCosts:
     """Run one sample through a profiled build and count; raises what counting raises.
 
-    ``sample`` has one array a network input, [1, ...].
+    ``sample`` has one array a network input, [1, ...]; ``emulator`` is qemu or unicorn.
     """
     if not artifact.profiled or artifact.core is None:
         raise ValueError("only profiled firmware tells its layers apart")
-    functions = disassemble(artifact.executable, arm_toolchain())
+    tools = arm_toolchain(artifact.toolchain)
+    functions = tools.functions(artifact.executable, artifact.core)
     addresses = {s.name: s.address & ~1 for s in read_elf(artifact.executable).symbols}
-    phases = count_instructions(artifact, sample, (addresses[_BEGIN], addresses[_END]))
+    phases = count_instructions(
+        artifact, sample, (addresses[_BEGIN], addresses[_END]), emulator=emulator
+    )
     # From here on phases alternate: a layer, from its first hook to its second; what is around it.
     running, around = phases[_CALIBRATION::2], phases[_CALIBRATION - 1 :: 2]
     names = [layer.name for layer in artifact.network.layers]

@@ -1,4 +1,4 @@
-"""Counts how often every instruction of a firmware runs, by a plugin of QEMU.
+"""Counts how often every instruction of a firmware runs, by a plugin of QEMU or in unicorn.
 
 The plugin is a C file of tinyq, compiled on first use by this machine's compiler. Counts come in
 phases, which begin where the program reaches given addresses: that is how layers are told apart
@@ -16,11 +16,10 @@ from tinyq.build.process import run
 from tinyq.build.toolchain import host_toolchain
 from tinyq.emulate.qemu import QemuRunner
 from tinyq.emulate.runner import DEFAULT_TIMEOUT, Samples
+from tinyq.emulate.trace import Counts
+from tinyq.emulate.unicorn import count_in_unicorn
 from tinyq.errors import TinyqError, error
 from tinyq.resources import data_dir
-
-Counts = dict[int, int]
-"""Executions by address of the instruction."""
 
 
 def count_instructions(
@@ -28,14 +27,17 @@ def count_instructions(
     samples: Samples,
     marks: Sequence[int],
     *,
+    emulator: str = "qemu",
     timeout: float = DEFAULT_TIMEOUT,
 ) -> tuple[Counts, ...]:
-    """Run ``artifact`` in QEMU; one table of counts a phase.
+    """Run ``artifact`` in ``emulator`` (qemu or unicorn); one table of counts a phase.
 
     The first phase begins at reset, every further one just before an instruction at one of
-    ``marks`` runs. Raises TQ410 when the plugin cannot be compiled, and what the
-    emulator raises.
+    ``marks`` runs; a mark is the start of a function. Raises TQ410 when the plugin cannot be
+    compiled, and what the emulator raises.
     """
+    if emulator == "unicorn":
+        return count_in_unicorn(artifact, samples, marks, timeout=timeout)
     with tempfile.TemporaryDirectory(prefix="tinyq-count-") as name:
         folder = Path(name)
         plugin, found = _plugin(folder), folder / "counts.txt"

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tinyq.build.elf import Instruction
-from tinyq.emulate.counting import Counts
+from tinyq.build.disassembly import Instruction
+from tinyq.emulate.trace import Counts
 from tinyq.target.types import CycleTable
 
 _CONDITIONS = "eq|ne|cs|cc|mi|pl|vs|vc|hi|ls|ge|lt|gt|le|hs|lo"

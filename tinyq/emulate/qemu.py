@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from tinyq.build import Artifact
 from tinyq.emulate.runner import DEFAULT_TIMEOUT, Samples, Ticks, find_program, run_files
 from tinyq.emulate.trace import RunTrace
-from tinyq.errors import error
+from tinyq.errors import TinyqError, error
 from tinyq.target import Board, QemuMachine
 
+PROGRAM = "qemu-system-arm"
+VARIABLE = "TINYQ_QEMU"
+_UNKNOWN_MACHINE = "unsupported machine type"
 _SHIFT = 8
 _NS_PER_INSTRUCTION = 1 << _SHIFT
 
@@ -37,9 +40,9 @@ class QemuRunner:
     def run(
         self, artifact: Artifact, samples: Samples, *, timeout: float = DEFAULT_TIMEOUT
     ) -> RunTrace:
-        """Run every sample; raises TQ301 (no machine), TQ403, TQ404 or TQ502."""
+        """Run every sample; raises TQ301 (no machine), TQ403, TQ404, TQ409 or TQ502."""
         machine = _machine(artifact.board)
-        program = find_program("TINYQ_QEMU", "qemu-system-arm", "qemu-system-arm")
+        program = find_program(VARIABLE, PROGRAM)
         command = [
             program,
             *("-M", machine.machine, *machine.args),
@@ -51,7 +54,16 @@ class QemuRunner:
         ]
         timer = machine.timer
         ticks = None if timer is None else instructions_from_ticks(timer.clock_hz)
-        return run_files(self.name, command, artifact, samples, timeout=timeout, ticks=ticks)
+        try:
+            return run_files(self.name, command, artifact, samples, timeout=timeout, ticks=ticks)
+        except TinyqError as problem:
+            if _UNKNOWN_MACHINE not in str(problem):
+                raise
+            raise error(
+                "TQ409",
+                f"this version of QEMU has no machine '{machine.machine}'",
+                "Install a newer QEMU, or use --emulator unicorn.",
+            ) from None
 
 
 def instructions_from_ticks(clock_hz: int) -> Ticks:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyq.build import Artifact, Network, Port
 from tinyq.errors import TinyqError, error
+
+Counts = dict[int, int]
+"""Executions by address of the instruction."""
 
 _MAGIC = b"TQS1"
 _UNKNOWN = 0xFFFFFFFF
@@ -71,17 +73,17 @@ def sample_rows(network: Network, samples: Sequence[NDArray[np.generic]]) -> lis
 
 
 def read_outputs(
-    path: Path,
+    contents: bytes,
     artifact: Artifact,
     emulator: str,
     elapsed: float,
     to_instructions: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None,
 ) -> RunTrace:
-    """Read ``outputs.bin``; ``to_instructions`` turns timer ticks into instructions.
+    """Read what the harness wrote; ``to_instructions`` turns timer ticks into instructions.
 
     Raises :class:`ValueError` when the file is not what the harness writes.
     """
-    raw = np.fromfile(path, np.uint8)
+    raw = np.frombuffer(contents, np.uint8)
     empty_ticks, hook_ticks, empty_stack, start = _calibration(raw)
     records = _sample_type(raw, start)
     count = int(raw[-8:].view("<u4")[0])
@@ -100,14 +102,14 @@ def read_outputs(
     stack: int | None = None
     totals: tuple[int, ...] | None = None
     layer_counts: dict[str, tuple[int, ...]] = {}
+    end = table["S"]["head"].astype(np.int64) if count else np.empty((0, _HEAD), np.int64)
+    if count and empty_stack != _UNKNOWN and not artifact.profiled:
+        stack = int(end[:, 1].max()) - empty_stack
     if count and to_instructions is not None:
-        end = table["S"]["head"].astype(np.int64)
         if not artifact.profiled:
             overhead = to_instructions(np.array([empty_ticks], np.int64))[0]
             # The empty call's own instruction, its return, is part of the overhead.
             totals = tuple(map(int, to_instructions(end[:, 2]) - overhead + 1))
-            if empty_stack != _UNKNOWN:
-                stack = int(end[:, 1].max()) - empty_stack
         between = to_instructions(np.array([hook_ticks], np.int64))[0]
         for layer, ticks in layer_ticks.items():
             layer_counts[layer] = tuple(map(int, to_instructions(ticks) - between))

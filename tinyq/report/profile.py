@@ -38,6 +38,7 @@ def profile_report(profile: Profile) -> RenderableType:
             style="bold yellow" if taken > _HOT * whole else "",
         )  # fmt: skip
     lines = [Text(line) for line in (_summary(profile), _speed(profile), hot_spots(profile))]
+    lines += [Text(f"Note: {note}.") for note in profile.notes]
     return Group(table, *lines, Text(cycles_text(profile), "dim"))
 
 

@@ -103,9 +103,7 @@ def figures(report: VerifyReport) -> Table:
     if report.accuracy is not None:
         table.add_row("accuracy", _accuracy(report))
     if report.instructions_per_inference is not None:
-        table.add_row(
-            "instructions", f"{count(report.instructions_per_inference)} an inference (counted)"
-        )
+        table.add_row("instructions", f"{_instructions(report)} an inference (counted)")
     if report.device is not None:
         table.add_row("latency", _latency(report.device))
         table.add_row("golden samples", _golden(report.device))
@@ -120,7 +118,11 @@ def figures(report: VerifyReport) -> Table:
     else:
         table.add_row("arena", size(report.arena_bytes))
     table.add_row("samples", f"{count(report.samples)} ({report.sample_source})")
-    table.add_row("target", f"{report.target} on {report.emulator}; this machine: {report.host}")
+    table.add_row("target", f"{report.target} on {_where(report)}; this machine: {report.host}")
+    if report.compiler:
+        table.add_row("compiler", report.compiler)
+    for note in report.notes:
+        table.add_row("note", note)
     table.add_row("time", f"{report.seconds:.1f} s")
     return table
 
@@ -155,6 +157,18 @@ def _link(device: DeviceReport) -> str:
     )
 
 
+def _where(report: VerifyReport) -> str:
+    return report.emulator.replace(",", " and ")
+
+
+def _instructions(report: VerifyReport) -> str:
+    """The count, or each emulator's beside the others'."""
+    if len(report.runs) < 2:
+        return count(report.instructions_per_inference)
+    counts = [f"{r.emulator} {count(r.instructions_per_inference)}" for r in report.runs]
+    return ", ".join(counts)
+
+
 def _accuracy(report: VerifyReport) -> str:
     text = f"{100 * (report.accuracy or 0):.2f}%"
     if report.oracle_accuracy is not None:
@@ -164,7 +178,7 @@ def _accuracy(report: VerifyReport) -> str:
 
 def verdict(report: VerifyReport) -> Text:
     """The one line that matters."""
-    place = report.device.port if report.device is not None else report.emulator
+    place = report.device.port if report.device is not None else _where(report)
     if report.equal:
         return Text(
             f"EQUAL: {report.oracle}, the integer reference and the C on {place} agree "

@@ -121,6 +121,7 @@ def read_core(file: Path, isa: str = "", mul_cycles: int = 0) -> Core:
         isas=names,
         flags=flags.strings("flags"),
         float_flags=flags.strings("float_flags", []),
+        zig=flags.get("zig", str),
         long_multiply=features.get("long_multiply", bool),
         hw_divide=features.get("hw_divide", bool),
         unaligned=features.get("unaligned", bool),

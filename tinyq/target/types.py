@@ -42,8 +42,9 @@ class Core:
     """A processor core with the instruction set that code for it may use.
 
     ``flags`` are the compiler flags of an integer build, ``float_flags`` those of a build that may
-    use the FPU (empty where there is none). ``dsp`` and ``mve`` say what the chosen ``isa`` offers,
-    not what the silicon has. ``mul_cycles`` is the cost of MULS in cycles (1 or 32 on M0 and M0+).
+    use the FPU (empty where there is none); ``zig`` is zig's name of the processor in an integer
+    build. ``dsp`` and ``mve`` say what the chosen ``isa`` offers, not what the silicon has.
+    ``mul_cycles`` is the cost of MULS in cycles (1 or 32 on M0 and M0+).
     ``board`` names the emulated board that stands for this core.
     """
 
@@ -54,6 +55,7 @@ class Core:
     isas: tuple[str, ...]
     flags: tuple[str, ...]
     float_flags: tuple[str, ...]
+    zig: str
     long_multiply: bool
     hw_divide: bool
     unaligned: bool

@@ -11,7 +11,7 @@ from tinyq.build import load_network
 from tinyq.emulate.costs import NetworkCosts
 from tinyq.emulate.cycles import Cost
 from tinyq.emulate.network import NetworkRun, RunOptions, run_network
-from tinyq.errors import TinyqError
+from tinyq.errors import TinyqError, error
 from tinyq.target import Core, load_core
 from tinyq.verification.samples import random_samples
 from tinyq.verification.verify import read_manifest
@@ -58,7 +58,8 @@ class Profile:
     them. Counts depend on the data where a kernel branches on it: they are of one random sample.
     ``cycles`` is an estimate from the core's timing table, without wait states and caches, None
     where it could not be made, and ``cycles_note`` then says why. ``clock_hz`` is the clock that
-    milliseconds are given for (0: none).
+    milliseconds are given for (0: none). ``notes`` say what
+    was used in place of what is missing.
     """
 
     name: str
@@ -74,6 +75,9 @@ class Profile:
     cycles: int | None = None
     cycles_note: str = ""
     clock_hz: int = 0
+    emulator: str = "qemu"
+    compiler: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def instructions_per_mac(self) -> float | None:
@@ -116,22 +120,37 @@ class Profile:
         }
 
 
-def profile(folder: Path, target: str = "", seed: int = 0, clock_hz: int = 0) -> Profile:
-    """Run one random sample on the emulated core. Raises TQ4xx and TQ503."""
+def profile(
+    folder: Path,
+    target: str = "",
+    seed: int = 0,
+    clock_hz: int = 0,
+    *,
+    emulator: str = "",
+    toolchain: str = "",
+) -> Profile:
+    """Run one random sample on the emulated core.
+
+    ``emulator`` (one) and ``toolchain`` as in :func:`tinyq.emulate.choose`. Raises TQ303 for an
+    emulator that counts no instructions, TQ4xx and TQ503.
+    """
+    if emulator not in ("", "qemu", "unicorn"):
+        raise error("TQ303", f"--emulator {emulator}", "Accepted: qemu, unicorn.")
     manifest = read_manifest(folder)
     network = load_network(folder)
     samples = random_samples(network.inputs, 1, seed)
     note = ""
+    options = RunOptions(
+        emulator=emulator, toolchain=toolchain, layers=True, costs=True, target=target
+    )
     try:
-        run = run_network(
-            network, samples.inputs, RunOptions(layers=True, costs=True, target=target)
-        )
+        run = run_network(network, samples.inputs, options)
     except TinyqError as problem:
         # The counting plugin needs a compiler for this machine, which the rest does not.
         if {d.code for d in problem.diagnostics} != {"TQ410"}:
             raise
         note = f"Cycles are not estimated: {problem.diagnostics[0].found}."
-        run = run_network(network, samples.inputs, RunOptions(layers=True, target=target))
+        run = run_network(network, samples.inputs, dataclasses.replace(options, costs=False))
     footprint, counts = run.artifact.footprint, run.trace.instructions_per_inference
     if footprint is None or counts is None:
         raise ValueError("the emulator counts no instructions")
@@ -150,6 +169,9 @@ def profile(folder: Path, target: str = "", seed: int = 0, clock_hz: int = 0) ->
         cycles=round(costs.total.cycles) if costs else None,
         cycles_note=note,
         clock_hz=clock_hz,
+        emulator=run.trace.emulator,
+        compiler=run.artifact.compiler,
+        notes=run.notes,
     )
 
 

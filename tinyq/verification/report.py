@@ -57,6 +57,20 @@ class DeviceReport:
 
 
 @dataclass(frozen=True)
+class RunReport:
+    """One emulator's run: its verdict, the most instructions of one inference, its stack in bytes.
+
+    ``seconds`` is the time of the emulated run. Fields that an emulator cannot measure are None.
+    """
+
+    emulator: str
+    equal: bool
+    instructions_per_inference: int | None
+    stack_bytes: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """The verdict and every figure of one verification; sizes in bytes.
 
@@ -64,7 +78,10 @@ class VerifyReport:
     sample (and, with ``layers``, on every layer). ``comparisons`` are the pairs that make the
     verdict; ``gaps`` compare the oracle with the same framework in other settings, as information.
     ``flash_bytes`` is code and constants of the network alone; ``ram_bytes`` is arena, variables
-    and measured stack. Fields that an emulator cannot measure are None.
+    and measured stack. Fields that an emulator cannot measure are None. Of several emulators
+    (``emulator`` names them with commas, ``runs`` has each) outputs are counted over all, and
+    instructions and stack are those of the first that runs firmware. ``board`` is the one whose
+    memory map the firmware had; ``notes`` say what was used in place of what is missing.
     """
 
     equal: bool
@@ -92,6 +109,10 @@ class VerifyReport:
     host: str
     seconds: float
     device: DeviceReport | None = None
+    compiler: str = ""
+    board: str = ""
+    runs: tuple[RunReport, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready object with every field."""

@@ -15,14 +15,15 @@ import numpy.typing as npt
 
 from tinyq.build import Footprint, Network, load_network
 from tinyq.device import DeviceOptions, run_on_device
-from tinyq.emulate.network import RunOptions, run_network
+from tinyq.emulate.choice import choose
+from tinyq.emulate.network import RunOptions, run_everywhere
 from tinyq.emulate.trace import RunTrace
 from tinyq.errors import error
 from tinyq.ir import AnyArray, Graph, Origin
-from tinyq.target import load_board
+from tinyq.target import load_board, load_core
 from tinyq.verification.compare import Comparison, compare
 from tinyq.verification.reference import interpret
-from tinyq.verification.report import DeviceReport, LayerReport, VerifyReport
+from tinyq.verification.report import DeviceReport, LayerReport, RunReport, VerifyReport
 from tinyq.verification.samples import SampleSet, load_labels, load_samples, random_samples
 
 Progress = Callable[[str, int, int], None]
@@ -45,13 +46,14 @@ class Oracle(Protocol):
 class VerifyOptions:
     """How to verify. ``samples`` is a file or folder; without one, ``random`` samples of ``seed``.
 
-    ``target`` replaces the compiled folder's own; ``sanitize`` builds the host's C with ASan and
-    UBSan; ``timeout`` is in seconds an emulated run. ``board`` names a board whose own emulated
-    machine runs the firmware, if it has one. With ``device`` the firmware on that board runs
-    instead, and nothing is built.
+    ``emulator`` (one, or several with commas) and ``toolchain`` as in
+    :func:`tinyq.emulate.choose`. ``target`` replaces the compiled folder's own; ``sanitize`` builds
+    the host's C with ASan and UBSan; ``timeout`` is in seconds an emulated run. ``board`` names a
+    board whose own memory map the firmware has, if the emulators have one. With ``device``
+    the firmware on that board runs instead, and nothing is built.
     """
 
-    emulator: str = "qemu"
+    emulator: str = ""
     samples: Path | None = None
     labels: Path | None = None
     random: int = 20
@@ -62,6 +64,7 @@ class VerifyOptions:
     timeout: float = 1800.0
     board: str = ""
     device: DeviceOptions | None = None
+    toolchain: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,88 +95,116 @@ def verify(
 ) -> VerifyReport:
     """Run the samples through oracle, reference and C, and compare. Raises TQ4xx and TQ5xx."""
     start, tell = time.monotonic(), progress or _silent
+    run = (_on_device if options.device is not None else _emulated)(subject, options, tell)
     samples = _samples(subject, options)
     labels = _labels(options, samples)
     expected = _run_oracle(subject, samples, tell)
     reference = _run_reference(subject, samples, options.layers, tell)
-    ran = _run_device(subject, samples, options, tell) or _run_emulated(
-        subject, samples, options, tell
-    )
-    return _report(subject, options, samples, labels, expected, reference, ran, start)
+    ran, notes = run(samples)
+    found = _Found(samples, labels, expected, reference, ran, notes)
+    return _report(subject, options, found, start)
 
 
 @dataclass(frozen=True, eq=False)
 class _Ran:
-    """What ran the C: its name, what it computed, the code's size where it was built here."""
+    """What ran the C: its name, what it computed, and what is known where it was built here."""
 
     name: str
     trace: RunTrace
     footprint: Footprint | None = None
+    compiler: str = ""
+    board: str = ""
     device: DeviceReport | None = None
 
 
-def _run_emulated(
-    subject: Subject, samples: SampleSet, options: VerifyOptions, tell: Progress
-) -> _Ran:
-    tell(f"building and running on {options.emulator}", 0, 1)
-    run = run_network(
-        subject.network,
-        samples.inputs,
-        RunOptions(
-            emulator=options.emulator,
-            layers=options.layers,
-            target=options.target,
-            board=_machine(options.board),
-            sanitize=options.sanitize,
-            timeout=options.timeout,
-        ),
+_Runs = tuple[tuple[_Ran, ...], tuple[str, ...]]
+"""Every run, and notes."""
+
+
+def _emulated(
+    subject: Subject, options: VerifyOptions, tell: Progress
+) -> Callable[[SampleSet], _Runs]:
+    """What runs samples on the emulators; whatever is missing is said now, not after the oracle."""
+    core = load_core(options.target or subject.network.target)
+    choice = choose(options.emulator, options.toolchain, core.name)
+    board, notes = emulated_board(options.board, choice.emulators)
+    what = f"building and running on {' and '.join(choice.emulators)}"
+    run_options = RunOptions(
+        emulator=",".join(choice.emulators),
+        toolchain=options.toolchain,
+        layers=options.layers,
+        target=options.target,
+        board=board,
+        sanitize=options.sanitize,
+        timeout=options.timeout,
     )
-    tell(f"building and running on {options.emulator}", 1, 1)
-    return _Ran(options.emulator, run.trace, run.artifact.footprint)
+
+    def run(samples: SampleSet) -> _Runs:
+        tell(what, 0, 1)
+        runs = run_everywhere(subject.network, samples.inputs, run_options)
+        tell(what, 1, 1)
+        made = (
+            _Ran(
+                r.trace.emulator, r.trace, r.artifact.footprint, r.artifact.compiler,
+                r.artifact.board.name if r.artifact.board is not None else "",
+            )
+            for r in runs
+        )  # fmt: skip
+        return tuple(made), (*choice.notes, *notes)
+
+    return run
 
 
-def _run_device(
-    subject: Subject, samples: SampleSet, options: VerifyOptions, tell: Progress
-) -> _Ran | None:
-    """The run on the board at ``options.device``, None without one."""
-    if options.device is None:
-        return None
-    if options.layers or options.sanitize or options.target:
+def _on_device(
+    subject: Subject, options: VerifyOptions, tell: Progress
+) -> Callable[[SampleSet], _Runs]:
+    """What runs samples on the board at ``options.device``."""
+    device = options.device
+    if device is None:
+        raise ValueError("no device was named")
+    if options.layers or options.sanitize or options.target or options.emulator:
         raise error(
             "TQ303",
-            "--device with --layers, --sanitize or --target",
+            "--device with --layers, --sanitize, --target or --emulator",
             "A board runs what was flashed: --layers needs an emulator.",
         )
-    port = options.device.port
-    run = run_on_device(
-        subject.network,
-        samples.inputs,
-        options.device,
-        lambda done, total: tell(f"running on {port}", done, total),
-    )
-    most, info = max(run.cycles, default=None), run.info
-    milliseconds = 1e3 * most / info.core_hz if most is not None and info.core_hz else None
-    report = DeviceReport(
-        port=port,
-        baud=options.device.baud,
-        cycles=most,
-        least_cycles=min(run.cycles, default=None),
-        counter=info.counter,
-        core_hz=info.core_hz,
-        milliseconds=milliseconds,
-        board_hz=load_board(options.board).clock_hz if options.board else 0,
-        golden_samples=info.golden_samples,
-        golden_crc=f"{run.golden_crc:08x}",
-        golden_passed=run.golden_passed,
-        retries=run.retries,
-        reconnects=run.reconnects,
-    )
-    return _Ran(port, run.trace, device=report)
+
+    def run(samples: SampleSet) -> _Runs:
+        found = run_on_device(
+            subject.network,
+            samples.inputs,
+            device,
+            lambda done, total: tell(f"running on {device.port}", done, total),
+        )
+        most, info = max(found.cycles, default=None), found.info
+        milliseconds = 1e3 * most / info.core_hz if most is not None and info.core_hz else None
+        report = DeviceReport(
+            port=device.port,
+            baud=device.baud,
+            cycles=most,
+            least_cycles=min(found.cycles, default=None),
+            counter=info.counter,
+            core_hz=info.core_hz,
+            milliseconds=milliseconds,
+            board_hz=load_board(options.board).clock_hz if options.board else 0,
+            golden_samples=info.golden_samples,
+            golden_crc=f"{found.golden_crc:08x}",
+            golden_passed=found.golden_passed,
+            retries=found.retries,
+            reconnects=found.reconnects,
+        )
+        return (_Ran(device.port, found.trace, device=report),), ()
+
+    return run
 
 
-def _machine(board: str) -> str:
-    """``board`` where QEMU has a model of it, else the machine that stands for its core."""
-    return board if board and load_board(board).qemu is not None else ""
+def emulated_board(board: str, emulators: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """``board`` where every emulator has its memory map, else '' (the core's own), and a note."""
+    known = load_board(board) if board else None
+    if known is None or "qemu" not in emulators or known.qemu is not None:
+        return board, ()
+    stand_in = load_core(known.mcu.core).board
+    return "", (f"QEMU has no model of '{board}': the code ran on {stand_in}",)
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -271,40 +302,52 @@ def _kept(theirs: npt.NDArray[np.int64], origin: Origin) -> npt.NDArray[np.int64
     return np.take(theirs.reshape(shape), origin.kept, axis=axis)
 
 
-def _report(
-    subject: Subject, options: VerifyOptions, samples: SampleSet, labels: AnyArray | None,
-    expected: dict[str, list[AnyArray]], reference: _Reference, run: _Ran, start: float,
-) -> VerifyReport:  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """All that was computed, before it is compared."""
+
+    samples: SampleSet
+    labels: AnyArray | None
+    expected: dict[str, list[AnyArray]]
+    reference: _Reference
+    runs: tuple[_Ran, ...]
+    notes: tuple[str, ...]
+
+
+def _report(subject: Subject, options: VerifyOptions, found: _Found, start: float) -> VerifyReport:
     names = [value.name for value in subject.graph.outputs]
+    expected, samples, runs = found.expected, found.samples, found.runs
     oracle = (subject.oracle_name, expected[subject.oracle_name])
-    device = (run.name, list(run.trace.outputs))
+    reference = ("reference", found.reference.outputs)
+    devices = [(run.name, list(run.trace.outputs)) for run in runs]
+    judged = [compare(oracle, device, names) for device in devices]
     comparisons = (
-        compare(oracle, ("reference", reference.outputs), names),
-        compare(("reference", reference.outputs), device, names),
-        compare(oracle, device, names),
-    )
+        compare(oracle, reference, names),
+        *(c for device, last in zip(devices, judged, strict=True)
+          for c in (compare(reference, device, names), last)),
+    )  # fmt: skip
     gaps = tuple(compare(oracle, (name, expected[name]), names) for name in subject.gaps)
-    layers = _layers(subject, reference, run) if options.layers else ()
+    layers = _layers(subject, found.reference, runs) if options.layers else ()
     equal = all(c.equal for c in comparisons) and not any(
         layer.different or layer.oracle_different for layer in layers
     )
-    equal = equal and (run.device is None or run.device.golden_passed)
-    last = comparisons[-1]
-    counts, footprint = run.trace.instructions_per_inference, run.footprint
-    stack, arena = run.trace.stack_bytes, subject.network.arena_bytes
+    equal = equal and all(run.device is None or run.device.golden_passed for run in runs)
+    built = next((run for run in runs if run.footprint is not None), runs[0])
+    counts, footprint = built.trace.instructions_per_inference, built.footprint
+    stack, arena = built.trace.stack_bytes, subject.network.arena_bytes
     data = footprint.data_bytes if footprint is not None else 0
     return VerifyReport(
         equal=equal,
         target=options.target or subject.network.target,
-        emulator="device" if run.device else options.emulator,
+        emulator="device" if built.device else ",".join(run.name for run in runs),
         oracle=subject.oracle_name,
         samples=samples.count,
         sample_source=samples.source,
-        outputs_compared=last.compared,
-        outputs_different=last.different,
-        max_difference=last.max_difference,
-        accuracy=_accuracy(device[1], labels),
-        oracle_accuracy=_accuracy(oracle[1], labels),
+        outputs_compared=sum(c.compared for c in judged),
+        outputs_different=sum(c.different for c in judged),
+        max_difference=max(c.max_difference for c in judged),
+        accuracy=_accuracy(devices[0][1], found.labels),
+        oracle_accuracy=_accuracy(oracle[1], found.labels),
         instructions_per_inference=max(counts) if counts else None,
         flash_bytes=footprint.flash_bytes if footprint else None,
         code_bytes=footprint.code_bytes if footprint else None,
@@ -318,21 +361,43 @@ def _report(
         layers=layers,
         host=host_description(),
         seconds=round(time.monotonic() - start, 3),
-        device=run.device,
+        device=built.device,
+        compiler=built.compiler,
+        board=built.board,
+        runs=tuple(_run_report(run, last) for run, last in zip(runs, judged, strict=True)),
+        notes=found.notes,
     )
 
 
-def _layers(subject: Subject, reference: _Reference, run: _Ran) -> tuple[LayerReport, ...]:
+def _run_report(run: _Ran, judged: Comparison) -> RunReport:
+    counts = run.trace.instructions_per_inference
+    return RunReport(
+        emulator=run.name,
+        equal=judged.equal,
+        instructions_per_inference=max(counts) if counts else None,
+        stack_bytes=run.trace.stack_bytes,
+        seconds=round(run.trace.elapsed, 3),
+    )
+
+
+def _layers(
+    subject: Subject, reference: _Reference, runs: Sequence[_Ran]
+) -> tuple[LayerReport, ...]:
     manifest = json.loads((subject.network.folder / "manifest.json").read_text(encoding="utf-8"))
-    traced = run.trace.layers or {}
+    counted = next((r.trace.layer_instructions for r in runs if r.trace.layer_instructions), {})
     made = []
     for entry in manifest["layers"]:
         name, index = entry["name"], entry["index"]
-        wanted, got = reference.layers.get(name), traced.get(name)
+        wanted = reference.layers.get(name)
+        traced = [(run.trace.layers or {}).get(name) for run in runs]
         different = None
-        if wanted is not None and got is not None:
-            different = int(np.count_nonzero(wanted != got.reshape(wanted.shape)))
-        counts = run.trace.layer_instructions.get(name)
+        if wanted is not None and all(got is not None for got in traced):
+            different = sum(
+                int(np.count_nonzero(wanted != got.reshape(wanted.shape)))
+                for got in traced
+                if got is not None
+            )
+        counts = counted.get(name)
         made.append(
             LayerReport(
                 index, name, entry["op"], entry["kernel"],
