@@ -610,7 +610,8 @@ def build_package(
     ``firmware`` is ``device`` or ``test``. Raises TQ803 when it does not fit, TQ908 for device
     firmware of a board whose UART is not known, TQ401 and TQ402.
     """
-    from tinyq.build.toolchain import arm_toolchain, make
+    from tinyq.build.arm import arm_toolchain
+    from tinyq.build.toolchain import make
     from tinyq.export.uart import has_uart
     from tinyq.target import load_board
 
@@ -622,7 +623,8 @@ def build_package(
     check_board(folder, board)
     place = output or Path(f"{Path(folder).resolve().name}-{board}")
     package = export(folder, "bare", place, board=board, baud=baud).resolve()
-    make(arm_toolchain(), package, [f"FIRMWARE={firmware}"] if has_uart(load_board(board)) else [])
+    chosen = [f"FIRMWARE={firmware}"] if has_uart(load_board(board)) else []
+    make(arm_toolchain("gcc").compiler, package, chosen)
     return package / ("build-device" if firmware == "device" else "build")
 
 

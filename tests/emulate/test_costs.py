@@ -10,7 +10,7 @@ import pytest
 from fake_network import asm_loop, write_fake
 from numpy.typing import NDArray
 
-from tinyq.build.elf import Instruction
+from tinyq.build.disassembly import Instruction
 from tinyq.emulate import RunOptions, run_network
 from tinyq.emulate.cycles import Cost, cost_by_function
 from tinyq.emulate.network import NetworkRun
