@@ -87,7 +87,7 @@ def quantize_command(
     _check_float(allow_float, target, bound)
     destination = output or model.with_name(f"{model.stem}.{weights}.onnx")
     found: dict[str, Any] = {"output": str(destination)}
-    shown: list[RenderableType] = []
+    searched: RenderableType | None = None
     with progress(quiet or as_json) as tell:
         source = options.fixed(model, parse_shapes(shape))
         data = options.load(
@@ -96,16 +96,17 @@ def quantize_command(
         if bound is None:
             result = quantize(source, data, config, tell)
         else:
-            result, found["search"], table = _search(source, data, config, bound, allow_float, tell)
-            shown.append(table)
+            result, found["search"], searched = _search(
+                source, data, config, bound, allow_float, tell
+            )
     save_file(result.model.SerializeToString(deterministic=True), destination)
     _write_reports(result, reports)
     if as_json:
         show_json({**found, **json.loads(result.report.to_json())})
     elif not quiet:
         show(quantization_report(result.report))
-        for table in shown:
-            show(table)
+        if searched is not None:
+            show(searched)
         typer.echo(f"Written to {destination}. Next: tinyq compile {destination} -t cortex-m4")
 
 
