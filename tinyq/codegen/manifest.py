@@ -52,6 +52,7 @@ def build_manifest(
         ],
         "layers": [
             _layer(layer, function, plan, live_bytes(buffers, layer.index))
+            | {"rows": _rows(schedule, layer)}
             for layer, function in zip(schedule.layers, functions, strict=True)
         ],
     }
@@ -68,6 +69,16 @@ def _tensor(value: Value) -> dict[str, Any]:
     if quant is not None and quant.is_per_tensor:
         entry |= {"scale": quant.scale, "zero_point": quant.zero_point}
     return entry
+
+
+def _rows(schedule: Schedule, layer: Layer) -> dict[str, Any] | None:
+    """Which rows of which tensor the output of a layer of a stripe is."""
+    rows = schedule.rows.get(layer.outputs[0])
+    if rows is None:
+        return None
+    height = rows.of.type.shape[1]
+    of = {"of": rows.of.name, "layer": rows.layer}
+    return {**of, "start": rows.start, "stop": rows.stop, "height": height}
 
 
 def _exactness(layer: Layer) -> dict[str, Any]:

@@ -17,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
+from tinyq.ops.base import (
+    Kernel,
+    KernelCall,
+    Operator,
+    PackedConstant,
+    Refusal,
+    RowWindow,
+    rows_one_by_one,
+)
 from tinyq.ops.binary import (
     CODES,
     FIX_LIMIT,
@@ -93,6 +101,10 @@ class Add(Operator):
         a, b = (x.astype(np.int64) for x in inputs)
         levels = apply_fixes(attrs.levels(a, b), a, b, attrs.fixes)
         return (np.clip(levels, attrs.qmin, attrs.qmax).astype(np.int8),)
+
+    def row_window(self, node: Node) -> RowWindow | None:
+        """Each from its own."""
+        return rows_one_by_one(node)
 
 
 def _attrs(node: Node) -> AddAttrs:

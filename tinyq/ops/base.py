@@ -136,6 +136,23 @@ class KernelCall:
         return self.constant_bytes + self.code_bytes
 
 
+@dataclass(frozen=True)
+class RowWindow:
+    """Which rows of its operands [1, H, W, C] each row of a node's result needs.
+
+    Result row r reads rows r * stride - top to r * stride - top + extent (excluded) of every
+    operand of as many axes that is computed; those outside of it are padding.
+    """
+
+    extent: int = 1
+    stride: int = 1
+    top: int = 0
+
+    def reads(self, start: int, stop: int) -> tuple[int, int]:
+        """First and last (excluded) row that result rows ``start`` to ``stop`` need, unclipped."""
+        return start * self.stride - self.top, (stop - 1) * self.stride - self.top + self.extent
+
+
 class Kernel(ABC):
     """One way of computing an operator in C."""
 
@@ -193,6 +210,14 @@ class Operator(ABC):
         """Multiply-accumulates of one inference."""
         return 0
 
+    def row_window(self, node: Node) -> RowWindow | None:
+        """How the result's rows follow from the operands', None where they do not row by row."""
+        return None
+
+    def attrs_of_rows(self, node: Node, top: int, bottom: int) -> Any:
+        """Attributes for some rows of the result, with that many rows of padding."""
+        return node.attrs
+
     def check(self, node: Node) -> None:
         """Raise InvalidGraphError unless the node's outputs have the inferred types."""
         for value, wanted in zip(node.outputs, self.infer(node), strict=True):
@@ -200,6 +225,22 @@ class Operator(ABC):
                 raise InvalidGraphError(
                     f"{node.op} '{node.name}': output is {value.type}, inferred {wanted}"
                 )
+
+
+def rows_one_by_one(node: Node) -> RowWindow | None:
+    """Of an elementwise operator: each row from the same row of every computed operand.
+
+    None where an operand is broadcast along the rows or is a constant that varies along them.
+    """
+    shape = node.output.type.shape
+    if len(shape) != 4:
+        return None
+    for value in node.present_inputs:
+        if not value.is_constant and value.type.shape != shape:
+            return None
+        if value.is_constant and len(value.type.shape) > 2 and value.type.shape[-3] != 1:
+            return None
+    return RowWindow()
 
 
 @dataclass

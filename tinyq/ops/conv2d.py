@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops import linear
-from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, RowWindow
 from tinyq.ops.linear import LinearOracle, LinearRequant
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import Conv2dParams, RequantParams
@@ -121,6 +121,16 @@ class Conv2d(Operator):
         """Attributes with the same shifts for all nodes, where none loses by it."""
         found = linear.requantize_alike(nodes)
         return tuple(replace(_attrs(n), requant=r) for n, r in zip(nodes, found, strict=True))
+
+    def row_window(self, node: Node) -> RowWindow | None:
+        """The kernel's."""
+        a, w = _attrs(node), node.input(1).type.shape
+        return RowWindow(a.dilation_hw[0] * (w[1] - 1) + 1, a.stride_hw[0], a.pads[0])
+
+    def attrs_of_rows(self, node: Node, top: int, bottom: int) -> Conv2dAttrs:
+        """Padded by so much above and below."""
+        a = _attrs(node)
+        return replace(a, pads=(top, a.pads[1], bottom, a.pads[3]))
 
     def macs(self, node: Node) -> int:
         """One a tap and output element."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops.add import constant_operands, same_size_inputs
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, RowWindow, rows_one_by_one
 from tinyq.ops.binary import CODES, broadcast_shape, computed_first, loops_of, read_pair
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.lut import LutAttrs, all_codes
@@ -39,6 +39,10 @@ class Extremum(Operator):
         """Compare."""
         function = np.maximum if _kind(node) == "max" else np.minimum
         return (function(inputs[0], inputs[1]),)
+
+    def row_window(self, node: Node) -> RowWindow | None:
+        """Each from its own."""
+        return rows_one_by_one(node)
 
 
 def _kind(node: Node) -> str:

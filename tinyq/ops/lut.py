@@ -18,7 +18,7 @@ from tinyq.ir import (
     TensorType,
     Value,
 )
-from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, RowWindow
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import LutParams
 from tinyq.target import Core
@@ -71,6 +71,12 @@ class Lut(Operator):
         shape[_axis(node)] = -1
         rows = np.arange(len(table)).reshape(shape)
         return (table[rows, index],)
+
+    def row_window(self, node: Node) -> RowWindow | None:
+        """Each from its own, unless the tables vary along the rows."""
+        x, table = node.input(0).type.shape, node.input(1).type.shape
+        by_rows = len(x) == 4 and (table[0] == 1 or _axis(node) % 4 != 1)
+        return RowWindow() if by_rows else None
 
 
 def _axis(node: Node) -> int:

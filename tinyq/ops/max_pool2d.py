@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from tinyq.errors import error
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, RowWindow
 from tinyq.ops.layout import from_nhwc, reshape, to_nhwc
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import MaxPool2dParams
@@ -60,6 +60,16 @@ class MaxPool2d(Operator):
             for kx in range(w.kernel_hw[1])
         ]
         return (np.max(np.stack(taps), axis=0),)
+
+    def row_window(self, node: Node) -> RowWindow | None:
+        """The window's."""
+        w = window_of(node)
+        return RowWindow(w.dilation_hw[0] * (w.kernel_hw[0] - 1) + 1, w.stride_hw[0], w.pads[0])
+
+    def attrs_of_rows(self, node: Node, top: int, bottom: int) -> MaxPool2dAttrs:
+        """Padded by so much above and below."""
+        w = window_of(node)
+        return MaxPool2dAttrs(replace(w, pads=(top, w.pads[1], bottom, w.pads[3])))
 
 
 def window_of(node: Node) -> Window:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops.add import constant_operands, same_size_inputs
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, RowWindow, rows_one_by_one
 from tinyq.ops.binary import (
     CODES,
     FIX_LIMIT,
@@ -77,6 +77,10 @@ class Mul(Operator):
         a, b = (x.astype(np.int64) for x in inputs)
         levels = apply_fixes(attrs.levels(a, b), a, b, attrs.fixes)
         return (np.clip(levels, attrs.requant.qmin, attrs.requant.qmax).astype(np.int8),)
+
+    def row_window(self, node: Node) -> RowWindow | None:
+        """Each from its own."""
+        return rows_one_by_one(node)
 
 
 def _attrs(node: Node) -> MulAttrs:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, RowWindow, rows_one_by_one
 from tinyq.ops.params import RebaseParams
 from tinyq.target import Core
 
@@ -31,6 +31,10 @@ class Rebase(Operator):
         """Exclusive or with 0x80."""
         flipped = inputs[0].view(np.uint8) ^ np.uint8(0x80)
         return (flipped.view(node.output.type.dtype.numpy),)
+
+    def row_window(self, node: Node) -> RowWindow | None:
+        """Each from its own."""
+        return rows_one_by_one(node)
 
 
 class RebaseS8(Kernel):

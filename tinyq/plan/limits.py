@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from hashlib import sha256
+
+import numpy as np
 
 from tinyq.errors import Diagnostic, TinyqError, error
 from tinyq.ir import Graph
 from tinyq.ops.base import KernelCall
 from tinyq.plan.memory import MemoryPlan, plan_shared
+from tinyq.plan.stripes import StripeSearch
 from tinyq.select import Goal, Layer, Libraries, Schedule, select
 from tinyq.target import Core
 
@@ -62,7 +66,7 @@ def fit(
     graph: Graph, core: Core, goal: Goal, limits: Limits, libraries: Libraries | None = None,
     family: str = "", advise: Advice | None = None,
 ) -> Fitted:  # fmt: skip
-    """Select and plan within ``limits``, with the kernels of a smaller goal where that helps.
+    """Select and plan within ``limits``: the kernels of a smaller goal, or stripes of rows.
 
     ``libraries`` and ``family`` are those of :func:`tinyq.select.select`. ``advise`` adds to the
     remedies what else would help.
@@ -78,6 +82,17 @@ def fit(
         tried.append((schedule, memory))
         if limits.allow(memory, flash_estimate(schedule)):
             return Fitted(schedule, memory, _moved(goal, attempt))
+    whole = list(tried)
+    if limits.ram is not None:
+        search = StripeSearch(graph, core, libraries, family)
+        for (schedule, memory), attempt in zip(whole, goals, strict=True):
+            if memory.arena_bytes <= limits.ram:  # flash is what is short: stripes take more
+                continue
+            for striped in search.run(schedule, memory, limits.ram):
+                tried.append((striped.schedule, striped.plan))
+                if limits.allow(striped.plan, flash_estimate(striped.schedule)):
+                    notes = (*_moved(goal, attempt), striped.note)
+                    return Fitted(striped.schedule, striped.plan, notes)
     problems = [*_ram_problem(tried, limits), *_flash_problem(tried, limits)]
     arena = min(memory.arena_bytes for _, memory in tried)
     more = advise(arena, min(flash_estimate(s) for s, _ in tried)) if advise is not None else ""
@@ -93,10 +108,18 @@ def _moved(goal: Goal, attempt: Goal) -> tuple[str, ...]:
 def flash_estimate(schedule: Schedule) -> int:
     """Bytes of flash: constants exactly, code by the kernels' estimates, shared functions once."""
     seen: set[tuple[str, str]] = set()
+    constants: set[object] = set()
     total = 0
     for layer in schedule.layers:
+        for constant in layer.call.constants:
+            content: object = id(constant.array)
+            if layer.outputs[0] in schedule.rows:  # stripes have the same constants
+                content = sha256(np.ascontiguousarray(constant.array).tobytes()).digest()
+            if content not in constants:
+                total += int(constant.array.nbytes)
+            constants.add(content)
         key, code = shared_code(layer.call)
-        total += layer.call.constant_bytes + (0 if key in seen else code)
+        total += 0 if key in seen else code
         seen.add(key)
     return total
 
@@ -124,15 +147,26 @@ def _ram_problem(tried: list[tuple[Schedule, MemoryPlan]], limits: Limits) -> It
     layer = peak_layer(schedule, memory)
     operands = (*layer.inputs, *layer.outputs)
     sizes = ", ".join(f"{v.type.dtype.value}{list(v.type.shape)}" for v in operands)
+    stripes = " with the first layers in stripes of rows" if schedule.rows else ""
+    part = schedule.rows.get(layer.outputs[0])
     yield Diagnostic(
         "TQ801",
-        f"the arena takes {memory.arena_bytes:,} bytes, {memory.arena_bytes - limits.ram:,} more "
-        f"than {limits.ram:,}; no placement takes fewer than {memory.live_bytes:,}. It is fullest "
-        f"here: {sizes}, scratch {layer.call.scratch_bytes:,}",
+        f"the arena takes {memory.arena_bytes:,} bytes{stripes}, "
+        f"{memory.arena_bytes - limits.ram:,} more than {limits.ram:,}; no placement takes fewer "
+        f"than {memory.live_bytes:,}. It is fullest here: {sizes}, scratch "
+        f"{layer.call.scratch_bytes:,}{_inputs_alone(schedule, limits.ram)}",
         "Make this tensor smaller: a smaller input, a larger stride before it, fewer channels.",
-        layer.node.name,
+        part.layer if part is not None and part.layer else layer.node.name,
         layer.node.op,
     )
+
+
+def _inputs_alone(schedule: Schedule, ram: int) -> str:
+    """A remark where the inputs take what there is: nothing but a smaller input helps then."""
+    size = sum(v.type.bytes for v in schedule.graph.inputs)
+    if size < ram * 3 // 4:
+        return ""
+    return f"; the network's inputs alone take {size:,}"
 
 
 def _flash_problem(

@@ -21,31 +21,48 @@ def share_memory(schedule: Schedule) -> Schedule:
 
     The same object when there is no such layer.
     """
-    parts: dict[Value, tuple[Value, int]] = {}
-    layers = [_shared(layer, parts) for layer in schedule.layers]
+    parts: dict[Value, Value] = {}
+    layers = list(schedule.layers)
+    # A slice that a concatenation reads is copied into it: less than the concatenation would copy.
+    for turn in (_has_no_code, _joins, _slices):
+        for k, layer in enumerate(layers):
+            if turn(layer):
+                layers[k] = _shared(layer, parts)
     if all(a is b for a, b in zip(layers, schedule.layers, strict=True)):
         return schedule
     return replace(schedule, layers=tuple(layers))
 
 
-def _shared(layer: Layer, parts: dict[Value, tuple[Value, int]]) -> Layer:
-    """The layer without code if its tensors can share memory; ``parts`` are (whole, offset)."""
+def _has_no_code(layer: Layer) -> bool:
+    return layer.call.alias
+
+
+def _joins(layer: Layer) -> bool:
     sharing = layer.call.sharing
-    if sharing is None:
-        return layer
+    return not layer.call.alias and sharing is not None and sharing.whole == "output"
+
+
+def _slices(layer: Layer) -> bool:
+    sharing = layer.call.sharing
+    return not layer.call.alias and sharing is not None and sharing.whole == "input"
+
+
+def _shared(layer: Layer, parts: dict[Value, Value]) -> Layer:
+    """The layer without code if its tensors can share memory; ``parts`` are within which others."""
+    sharing = layer.call.sharing
+    assert sharing is not None
     if sharing.whole == "input":
-        found = {layer.outputs[0]: (layer.inputs[0], sharing.offsets[0])}
-        names = layer.inputs[0].name
+        inside, whole, names = layer.outputs[:1], layer.inputs[0], layer.inputs[0].name
     else:
-        found = {v: (layer.outputs[0], at) for v, at in
-                 zip(layer.inputs, sharing.offsets, strict=True)}  # fmt: skip
-        names = f"its {len(layer.inputs)} inputs"
-        if len(found) < len(layer.inputs) or any(v in parts for v in found):
+        inside, whole = layer.inputs, layer.outputs[0]
+        names = f"its {len(inside)} inputs"
+    if not layer.call.alias:
+        steps = [max(VIEW_ALIGNMENT, v.type.dtype.bytes) for v in inside]
+        if any(at % step for at, step in zip(sharing.offsets, steps, strict=True)):
             return layer
-    wanted = [at % max(VIEW_ALIGNMENT, v.type.dtype.bytes) for v, (_, at) in found.items()]
-    if any(wanted) and not layer.call.alias:
-        return layer
-    parts.update(found)
+        if len(set(inside)) < len(inside) or any(v in parts for v in inside):
+            return layer
+    parts.update(dict.fromkeys(inside, whole))
     if layer.call.alias:
         return layer
     return replace(layer, call=_without_code(layer.call, names))

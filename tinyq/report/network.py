@@ -44,9 +44,49 @@ def why(layer: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def merged(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The layers with the stripes of each one as a single entry, in order of their first ones.
+
+    Work is the sum, memory the most of any; what only moves rows counts with the layer that
+    computes them.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for layer in layers:
+        rows = layer.get("rows")
+        groups.setdefault((rows["layer"] or rows["of"]) if rows else layer["name"], []).append(
+            layer
+        )
+    return [_merged(name, parts) for name, parts in groups.items() if _has_code(parts)]
+
+
+def _has_code(parts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is more to a group than views of an input of the network."""
+    first = parts[0].get("rows")
+    return not first or bool(first["layer"]) or any(part["function"] for part in parts)
+
+
+def _merged(name: str, parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    if not parts[0].get("rows"):
+        return parts[0]
+    computing = [p for p in parts if p["name"].startswith(f"{name}@") and p["macs"]] or [
+        p for p in parts if p["op"] not in ("slice", "concat")
+    ]
+    first = (computing or parts)[0]
+    height = first["rows"]["height"]
+    return {
+        **first,
+        "name": name,
+        "shape": [first["shape"][0], height, *first["shape"][2:]],
+        "macs": sum(part["macs"] for part in parts),
+        "instructions": sum(part["instructions"] for part in parts),
+        "live_bytes": max(part["live_bytes"] for part in parts),
+        "reason": f"in {len(computing)} stripes; {first['reason']}",
+    }
+
+
 def layer_table(manifest: Manifest) -> Table:
     """A row for every layer, and the totals."""
-    layers: Sequence[Mapping[str, Any]] = manifest["layers"]
+    layers = merged(manifest["layers"])
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("#", "", justify="right")
     table.add_column("layer", "total", no_wrap=True)
@@ -88,7 +128,7 @@ def verdict(layers: Iterable[Mapping[str, Any]]) -> str:
 
 def exactness_lines(manifest: Manifest) -> list[Text]:
     """What is proved of the whole network, and a warning where the proof fails."""
-    layers = manifest["layers"]
+    layers = merged(manifest["layers"])
     proved = [e["exactness"] for e in layers if e["exactness"]["basis"] == "accumulators"]
     reachable = sum(e["reachable"] for e in proved)
     differing = sum(la["exactness"]["differing"] for la in layers)
@@ -137,7 +177,7 @@ def _fixes(proved: Sequence[Mapping[str, Any]]) -> str:
 def kernel_lines(manifest: Manifest) -> list[str]:
     """Why each kernel was chosen: one line for the layers that share kernel and reason."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for layer in manifest["layers"]:
+    for layer in merged(manifest["layers"]):
         groups.setdefault((layer["kernel"], why(layer)), []).append(str(layer["index"]))
     return [
         f"kernel {kernel} (layer{'s' if len(indices) > 1 else ''} {', '.join(indices)}): {reason}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
 from tinyq.ir import Graph, Node, Value
 from tinyq.ops.base import KernelCall, LibraryUse
+from tinyq.passes.stripe import Rows
 from tinyq.target import Core
 
 
@@ -78,12 +80,16 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Every layer in order of execution, for one core and one goal."""
+    """Every layer in order of execution, for one core and one goal.
+
+    ``rows`` says what the tensors of layers that run in stripes are.
+    """
 
     graph: Graph
     core: Core
     goal: Goal
     layers: tuple[Layer, ...]
+    rows: Mapping[Value, Rows] = field(default_factory=dict)
 
     @property
     def instructions(self) -> int:

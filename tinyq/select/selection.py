@@ -17,6 +17,10 @@ _LEAST_PRICE = 16
 """Instructions of one inference that a byte of flash is worth at least, for the balanced goal."""
 
 
+Answers = dict[tuple[object, ...], tuple[Node, list[Candidate]]]
+"""What kernels answered, by what they were asked; the node keeps the question's objects alive."""
+
+
 def select(
     graph: Graph,
     core: Core,
@@ -25,6 +29,7 @@ def select(
     operators: Mapping[str, Operator] | None = None,
     libraries: Libraries | None = None,
     family: str = "",
+    known: Answers | None = None,
 ) -> Schedule:
     """Choose a kernel for every node of an integer graph.
 
@@ -32,18 +37,23 @@ def select(
     registry. ``libraries`` lets kernels of a library of the user's be chosen, which are otherwise
     not asked. ``family`` restricts the layers with products to kernels that read weights by their
     codes, wherever there is one (``packed``), or that do without multiplications (``shift``).
-    Raises one TinyqError with a diagnostic for every node that cannot be served: TQ206 where all
-    kernels refuse, TQ207 where every kernel multiplies and none may, TQ303 where a forced kernel is
-    unknown or refuses.
+    ``known`` keeps answers between selections for the same core, libraries and family. Raises one
+    TinyqError with a diagnostic for every node that cannot be served: TQ206 where all kernels
+    refuse, TQ207 where every kernel multiplies and none may, TQ303 where a forced kernel is unknown
+    or refuses.
     """
     table = _registered() if operators is None else operators
     wanted = dict(forced or {})
     layers: list[Layer] = []
     problems = _unknown_nodes(graph, wanted)
+    known = {} if known is None else known
     answers = {}
     for node in graph.nodes:
-        asked = [_ask(k, node, core, libraries) for k in table[node.op].kernels
-                 if _is_asked(k, libraries)]  # fmt: skip
+        key = _question(node)
+        if key not in known:
+            kernels = [k for k in table[node.op].kernels if _is_asked(k, libraries)]
+            known[key] = node, [_ask(k, node, core, libraries) for k in kernels]
+        asked = known[key][1]
         if table[node.op].macs(node) and node.name not in wanted:
             asked = _of_family(asked, core, family)
         answers[node] = asked
@@ -67,6 +77,12 @@ def select(
     if problems:
         raise TinyqError(problems)
     return Schedule(graph, core, goal, tuple(layers))
+
+
+def _question(node: Node) -> tuple[object, ...]:
+    """Equal for nodes that every kernel answers alike."""
+    operands = tuple(None if v is None else id(v) if v.is_constant else v.type for v in node.inputs)
+    return node.op, id(node.attrs), operands, tuple(v.type for v in node.outputs)
 
 
 def _registered() -> Mapping[str, Operator]:

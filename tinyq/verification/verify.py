@@ -260,16 +260,37 @@ def _stacked(rows: Sequence[tuple[AnyArray, ...]]) -> list[AnyArray]:
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
+    """Outputs, every tensor [n, elements] by name, and where the oracle differs, by node."""
+
     outputs: list[AnyArray]
-    layers: dict[str, AnyArray]
+    tensors: dict[str, AnyArray]
     oracle_layers: dict[str, int]
+
+    def tensor_of(self, layer: Mapping[str, Any]) -> AnyArray | None:
+        """What a layer of the manifest has to compute: for a stripe, its rows of a tensor."""
+        rows = layer.get("rows")
+        found = self.tensors.get(rows["of"] if rows else layer["output"])
+        if found is None or not rows:
+            return found
+        row = found.shape[1] // rows["height"]
+        return found[:, rows["start"] * row : rows["stop"] * row]
+
+    def oracle_different(self, layer: Mapping[str, Any], last: Mapping[str, int]) -> int | None:
+        """Elements at which the oracle differs; of all stripes together beside the last one.
+
+        ``last`` is the number of rows of each tensor that are computed.
+        """
+        rows = layer.get("rows")
+        if not rows:
+            return self.oracle_layers.get(layer["name"])
+        return self.oracle_layers.get(rows["layer"]) if rows["stop"] == last[rows["of"]] else None
 
 
 def _run_reference(
     subject: Subject, samples: SampleSet, layers: bool, tell: Progress
 ) -> _Reference:
     rows: list[tuple[AnyArray, ...]] = []
-    by_layer: dict[str, list[AnyArray]] = {}
+    by_tensor: dict[str, list[AnyArray]] = {}
     oracle_layers: dict[str, int] = {}
     for k in range(samples.count):
         tell("running the integer reference", k, samples.count)
@@ -278,8 +299,8 @@ def _run_reference(
         rows.append(tuple(v.array if v.is_constant else values[v] for v in subject.graph.outputs))
         if not layers:
             continue
-        for node in subject.graph.nodes:
-            by_layer.setdefault(node.name, []).append(values[node.output].reshape(-1))
+        for value, array in values.items():
+            by_tensor.setdefault(value.name, []).append(array.reshape(-1))
         exposed = subject.oracle.run_exposed(inputs)
         for origin in subject.graph.origins:
             if origin.name in exposed:
@@ -288,7 +309,7 @@ def _run_reference(
                 wrong = int(np.count_nonzero(ours.astype(np.int64).reshape(-1) != theirs.ravel()))
                 node_name = subject.graph.producers[origin.value].name
                 oracle_layers[node_name] = oracle_layers.get(node_name, 0) + wrong
-    stacked = {name: np.stack(arrays) for name, arrays in by_layer.items()}
+    stacked = {name: np.stack(arrays) for name, arrays in by_tensor.items()}
     return _Reference(_stacked(rows), stacked, oracle_layers)
 
 
@@ -386,9 +407,12 @@ def _layers(
     manifest = json.loads((subject.network.folder / "manifest.json").read_text(encoding="utf-8"))
     counted = next((r.trace.layer_instructions for r in runs if r.trace.layer_instructions), {})
     made = []
+    last: dict[str, int] = {}
+    for rows in filter(None, (entry.get("rows") for entry in manifest["layers"])):
+        last[rows["of"]] = max(last.get(rows["of"], 0), rows["stop"])
     for entry in manifest["layers"]:
         name, index = entry["name"], entry["index"]
-        wanted = reference.layers.get(name)
+        wanted = reference.tensor_of(entry)
         traced = [(run.trace.layers or {}).get(name) for run in runs]
         different = None
         if wanted is not None and all(got is not None for got in traced):
@@ -402,7 +426,7 @@ def _layers(
             LayerReport(
                 index, name, entry["op"], entry["kernel"],
                 wanted.shape[1] if wanted is not None else 0, entry["macs"], different,
-                reference.oracle_layers.get(name), counts[0] if counts else None,
+                reference.oracle_different(entry, last), counts[0] if counts else None,
             )
         )  # fmt: skip
     return tuple(made)
