@@ -96,8 +96,9 @@ def regions(graph: Graph) -> Iterator[int]:
 
 def _is_striped(node: Node) -> bool:
     """Whether the node can compute some rows of its result from some of its operands'."""
-    window = REGISTRY[node.op].row_window(node)
-    computed = [v for v in node.present_inputs if not v.is_constant]
+    operator = REGISTRY.operators.get(node.op)
+    window = operator.row_window(node) if operator is not None else None
+    computed = _computed(node)
     if window is None or len(node.outputs) != 1 or not computed:
         return False
     shapes = [v.type.shape for v in (*computed, node.output)]
