@@ -45,8 +45,8 @@ class StripeSearch:
             for step in (k for k in (1, 2, 4, 8, 16, 32) if 2 * k <= height):
                 striped = self._striped(nodes, step)
                 chosen = select(
-                    striped.graph, self.core, whole.goal, libraries=self.libraries, family=self.family,
-                    known=self.answers,
+                    striped.graph, self.core, whole.goal, libraries=self.libraries,
+                    family=self.family, known=self.answers,
                 )  # fmt: skip
                 schedule = share_memory(replace(chosen, rows=striped.rows))
                 problem = Problem(schedule)
