@@ -121,9 +121,9 @@ def synthesize_alike(
     """Give layers the same shifts where none loses by it, so that they can share their code.
 
     ``found`` is what :func:`synthesize` gave each staircase. Layers of the plain form are tried
-    with the shifts of the one whose scales are largest; a layer that would have more accumulators
-    differ keeps its own, and such layers are tried among themselves. What stays alone stays as it
-    was.
+    with the largest post_shift that all allow, at the smallest pre_shift that suits the most of
+    them; a layer that would have more accumulators differ keeps its own shifts, and such layers are
+    tried among themselves. What stays alone stays as it was.
     """
     result = list(found)
     waiting = [
@@ -134,18 +134,33 @@ def synthesize_alike(
     waiting = [member for member in waiting if len(member.curved)]
     if not waiting:
         return tuple(result)
-    pre = min(_largest_pre_shift(member.stair) for member in waiting)
-    waiting.sort(key=lambda member: member.largest_post_shift(pre))
+    most = min(_largest_pre_shift(member.stair) for member in waiting)
+    waiting.sort(key=lambda member: member.largest_post_shift(most))
     while len(waiting) > 1:
-        post = waiting[0].largest_post_shift(pre)
-        made = {m.index: m.at(pre, post, found[m.index]) for m in waiting}
-        joined = {index: requant for index, requant in made.items() if requant is not None}
+        joined = _largest_company(waiting, found, most)
         if len(joined) > 1:
             for index, requant in joined.items():
                 result[index] = requant
         seed = waiting[0].index
         waiting = [m for m in waiting if m.index not in joined and m.index != seed]
     return tuple(result)
+
+
+def _largest_company(
+    waiting: Sequence[_Member], found: Sequence[Requant], most: int
+) -> dict[int, Requant]:
+    """The most members that fit the first one's post_shift at one pre_shift, by index."""
+    best: dict[int, Requant] = {}
+    least = max(found[member.index].pre_shift for member in waiting)
+    for pre in range(min(least, most), most + 1):
+        post = waiting[0].largest_post_shift(pre)
+        made = {m.index: m.at(pre, post, found[m.index]) for m in waiting}
+        joined = {index: requant for index, requant in made.items() if requant is not None}
+        if len(joined) > len(best):
+            best = joined
+        if len(best) == len(waiting):
+            break
+    return best
 
 
 class _Member:
