@@ -8,6 +8,7 @@ from tinyq.build.harness import boot_dir
 from tinyq.build.network import source_digest
 from tinyq.codegen.environment import render
 from tinyq.device.flash import flasher_words
+from tinyq.export.renode import renode_files, supported
 from tinyq.export.source import Source
 from tinyq.export.uart import BAUD, uart_files
 from tinyq.target import Board
@@ -25,14 +26,16 @@ _LEAST_STACK = 2 * 1024
 def files(source: Source, board: Board, baud: int = BAUD) -> dict[str, bytes]:
     """``board/`` starts the core and places the program; ``test/`` runs the golden samples.
 
-    ``device/`` runs samples for a host, where the UART is known. Raises TQ303 for a baud rate that
-    the UART cannot have.
+    ``device/`` runs samples for a host, where the UART is known; ``renode/`` has scripts for
+    Renode, where it has models of core and UART. Raises TQ303 for a baud rate that the UART cannot
+    have.
     """
     stack = min(_LEAST_STACK, board.ram.size // 8)
     uart = uart_files(source, board, baud)
     known = {
         "board": board,
         "uart": bool(uart),
+        "renode": supported(board),
         "baud": baud,
         "stack_bytes": stack,
         "machine": _machine(board),
@@ -56,6 +59,7 @@ def files(source: Source, board: Board, baud: int = BAUD) -> dict[str, bytes]:
         "board/link.ld": script.encode("utf-8"),
         **uart,
         **(_device(source, board) if uart else {}),
+        **renode_files(source, board),
         **{f"board/{name}": (boot_dir() / name).read_bytes() for name in _BOOT},
     }
 
