@@ -43,6 +43,15 @@ def test_layer_figures_against_numpy() -> None:
     assert any("clips" in line for line in result.report.advice)
 
 
+@pytest.mark.parametrize(("outputs", "classes"), [(16, False), (15, True)])
+def test_an_output_like_the_input_has_no_classes(outputs: int, classes: bool) -> None:
+    b = Builder()
+    y = b.op("Relu", b.op("Gemm", "x", b.weight(16, 4)))
+    model = b.model(b.op("Gemm", y, b.weight(4, outputs)), ["n", 16])
+    data = from_arrays(inputs_of(model), {"x": samples(40, 16)})
+    assert (quantize(model, data).report.output.agreement is not None) == classes
+
+
 def test_report_is_json() -> None:
     model = small_cnn()
     result = quantize(model, _data(model, labels=True), PtqConfig())  # type: ignore[arg-type]

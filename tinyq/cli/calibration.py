@@ -37,6 +37,9 @@ BiasCorrection = Annotated[
         "--bias-correction/--no-bias-correction", help="Correct the mean error of every channel."
     ),
 ]
+PerTensor = Annotated[
+    bool, typer.Option("--per-tensor", help="One weight scale a layer, not one a channel.")
+]
 Equalize = Annotated[bool, typer.Option("--equalize", help="Equalise ranges between layers.")]
 Labels = Annotated[
     str,

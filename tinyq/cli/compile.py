@@ -109,6 +109,7 @@ def compile_command(
         ),
     ] = None,
     calibrator: quantizing.Calibrator = "mse",
+    per_tensor: quantizing.PerTensor = False,
     rounding: quantizing.Rounding = "nearest",
     bias_correction: quantizing.BiasCorrection = True,
     labels: quantizing.Labels = "",
@@ -131,7 +132,7 @@ def compile_command(
         raise typer.BadParameter("Missing option '--target' / '-t' (or '--board').")
     quantized_to = weights if calib is not None and weights == "int4" else "int8"
     config = PtqConfig(
-        calibrator=calibrator, weights=quantized_to, rounding=rounding,
+        calibrator=calibrator, weights=quantized_to, per_channel=not per_tensor, rounding=rounding,
         bias_correction=bias_correction,
     )  # fmt: skip
     if calib is None and config != PtqConfig():

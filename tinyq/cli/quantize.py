@@ -34,9 +34,7 @@ def quantize_command(
     calibrator: options.Calibrator = "mse",
     weights: options.Weights = "int8",
     activations: options.Activations = "int8",
-    per_tensor: Annotated[
-        bool, typer.Option("--per-tensor", help="One weight scale a layer, not one a channel.")
-    ] = False,
+    per_tensor: options.PerTensor = False,
     equalize: options.Equalize = False,
     bias_correction: options.BiasCorrection = True,
     rounding: options.Rounding = "nearest",

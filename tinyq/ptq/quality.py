@@ -71,7 +71,8 @@ class OutputQuality:
     """The first output: relative error, and accuracy where labels are given.
 
     ``rms_error`` is in the output's unit; ``agreement`` is the part of the samples with the same
-    largest element, None for outputs that are not [N, classes]; accuracies are in [0, 1].
+    largest element, None for outputs that are not [N, classes] or that have an input's shape, as an
+    autoencoder's; accuracies are in [0, 1].
     """
 
     sqnr_db: float
@@ -297,11 +298,15 @@ def compare_outputs(
     reference: npt.NDArray[np.float32],
     quantized: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64] | None,
+    is_input: bool = False,
 ) -> OutputQuality:
-    """Quality of the first output on the same samples [N, ...]."""
+    """Quality of the first output on the same samples [N, ...].
+
+    ``is_input``: it has an input's shape, as an autoencoder's: its elements are no classes.
+    """
     sums = ErrorSums()
     sums.add(reference, quantized)
-    classes = reference.ndim == 2 and reference.shape[1] > 1
+    classes = reference.ndim == 2 and reference.shape[1] > 1 and not is_input
     agreement = None
     if classes:
         agreement = float(np.mean(reference.argmax(axis=1) == quantized.argmax(axis=1)))
