@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
+from bench.measure import REFERENCE, read_recorded
 from typer.testing import CliRunner
 
 from tinyq.cli import app
@@ -27,6 +29,35 @@ def test_operators_are_those_of_the_registry() -> None:
     text = README.read_text(encoding="utf-8")
     table = CliRunner().invoke(app, ["ops", "--markdown"]).stdout
     wanted = replace_section(text, "operators", table)
+    if os.environ.get("RENEW"):
+        README.write_text(wanted, encoding="utf-8")
+        return
+    assert text == wanted, "run: RENEW=1 python -m pytest tests/docs"
+
+
+NETWORKS = {
+    "kws": "keyword spotting (DS-CNN)",
+    "vww": "person detection (MobileNetV1 0.25)",
+    "ic": "image classification (ResNet-8)",
+    "ad": "anomaly detection (autoencoder)",
+    "sww": "wake word (1-D DS-CNN)",
+}
+
+
+def test_figures_are_the_recorded_ones() -> None:
+    """`make bench ARGS=--record` measures them, `make check` holds them."""
+    recorded = read_recorded()["figures"]
+    reference = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    kinds = ("instructions", "flash", "ram")
+    head = "".join(f" {kind.replace('ram', 'RAM')} | (TFLM) |" for kind in kinds)
+    lines = [f"| network |{head}", "|---" * 7 + "|"]
+    for name, title in NETWORKS.items():
+        ours = recorded[f"{name} {reference['core']} balanced"]
+        theirs = reference["networks"][name]["tflm"]
+        cells = "".join(f" {ours[kind]:,} | {theirs[kind]:,} |" for kind in kinds)
+        lines.append(f"| {title} |{cells}")
+    text = README.read_text(encoding="utf-8")
+    wanted = replace_section(text, "measured", "\n".join(lines) + "\n")
     if os.environ.get("RENEW"):
         README.write_text(wanted, encoding="utf-8")
         return
