@@ -139,7 +139,7 @@ def compile_command(
         raise error("TQ607", "options of a quantization without --calib", "Add --calib DATA.")
     shapes = parse_shapes(shape)
     data = quantizing.load(
-        quantizing.fixed(model, shapes),
+        quantizing.fixed(model, shapes if calib else {}),
         calib,
         labels=labels,
         layout=layout,
