@@ -102,3 +102,19 @@ def test_unknown_names(emulator: str, toolchain: str, found: str) -> None:
     with pytest.raises(TinyqError, match="TQ303") as caught:
         choose(emulator, toolchain)
     assert found in str(caught.value)
+
+
+@pytest.mark.parametrize("home", ["", "a file"])
+def test_zig_without_a_place_for_its_cache(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "ZIG_GLOBAL_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    if home:
+        (tmp_path / home).touch()
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+    samples = [np.zeros((1, 8), np.int8), np.zeros((1, 4), np.int8)]
+    options = RunOptions(emulator="unicorn", toolchain="zig")
+    with pytest.raises(TinyqError, match="TQ703") as caught:
+        run_network(write_fake(tmp_path / "net"), samples, options)
+    assert "ZIG_GLOBAL_CACHE_DIR" in str(caught.value)

@@ -147,8 +147,9 @@ def find_zig() -> Toolchain | None:
     for program in (Path(package.origin).with_name(name) for name in ("zig", "zig.exe")):
         if program.is_file():
             done = run([program, "version"], Path.cwd(), 30.0)
-            version = f"zig {done.output.strip()}"
-            return Toolchain(str(program), "clang", version, arguments=("cc",))
+            if done.status == 0:
+                version = f"zig {done.output.strip()}"
+                return Toolchain(str(program), "clang", version, arguments=("cc",))
     return None
 
 

@@ -22,6 +22,7 @@ WARNINGS = (
 _COMPILE_SECONDS = 600.0
 _NO_ROOM = ("will not fit in region", "overflowed by")
 _DISK_FULL = "No space left on device"
+_NO_CACHE = ("unable to resolve zig cache directory", "unable to open global cache directory")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ def make(toolchain: Toolchain, folder: Path, variables: Sequence[str]) -> None:
 def _require_disk(done: Completed, output: Path) -> None:
     if _DISK_FULL in done.output:
         raise error("TQ703", _DISK_FULL, file=str(output.parent))
+    if any(sign in done.output for sign in _NO_CACHE):
+        raise error(
+            "TQ703",
+            "zig finds no folder for its cache",
+            "Set ZIG_GLOBAL_CACHE_DIR to a folder that can be written.",
+        )
 
 
 @cache
