@@ -49,7 +49,11 @@ _PLANS = (
     _Plan(fixes=FIX_LIMIT),
     _Plan(shared=False, fixes=FIX_LIMIT),
 )
-"""In order of preference: a later one must leave fewer accumulators to fix."""
+"""In order of preference; a later one must leave fewer accumulators to fix, and few once one is
+exact."""
+
+_RARE = 1e-5
+"""Differing accumulators by reachable ones up to which one inexact form is as good as another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,25 +72,27 @@ def synthesize(stair: Staircase, scale_hint: Float64, *, uniform_shift: bool = F
 
     scale_hint: float64[C], output units per accumulator, right to within a tenth. uniform_shift:
     never give channels shifts of their own, even if that costs fixes.
-    Prefers the plain form with one post_shift while it needs few fixes, then other ties, then
-    shifts per channel; within a form the fewest accumulators that differ, then the smallest
-    pre_shift. Raises ValueError if the accumulators do not fit int32. If more than FIX_LIMIT
-    accumulators differ, the result carries no fixes and is marked inexact.
+    Prefers the plain form with one post_shift while it needs few fixes, then other ties, then more
+    fixes, then shifts per channel; within a form the fewest accumulators that differ, then the
+    smallest pre_shift. Where no form is exact, the plain one is taken if it hardly ever differs.
+    Raises ValueError if the accumulators do not fit int32. If more than FIX_LIMIT accumulators
+    differ, the result carries no fixes and is marked inexact.
     """
     hint = np.broadcast_to(np.asarray(scale_hint, np.float64), (stair.channels,))
     if np.any(~np.isfinite(hint) | (hint <= 0)):
         raise ValueError("scales must be positive and finite")
-    best: Requant | None = None
-    for plan in _PLANS:
+    plain = best = _synthesize(stair, hint, _PLANS[0])
+    for plan in _PLANS[1:]:
+        if best.proof.mismatches <= FEW_FIXES:
+            break
         if uniform_shift and not plan.shared:
             continue
         requant = _synthesize(stair, hint, plan)
-        if best is None or requant.proof.mismatches < best.proof.mismatches:
+        allowed = FEW_FIXES if best.proof.exact else best.proof.mismatches - 1
+        if requant.proof.mismatches <= allowed:
             best = requant
-        if best.proof.mismatches <= FEW_FIXES:
-            break
-    assert best is not None
-    return best
+    rare = plain.proof.mismatches <= _RARE * plain.proof.reachable
+    return plain if rare and not best.proof.exact else best
 
 
 def _synthesize(stair: Staircase, hint: Float64, plan: _Plan) -> Requant:
