@@ -142,7 +142,10 @@ def test_flash_command(compiled, tmp_path: Path, name: str, command: str) -> Non
 
 
 # board, whether its machine has the timer that counts instructions
-MACHINES = [("netduinoplus2", False), ("microbit-v1", True), ("olimex-stm32-h405", False)]
+MACHINES = [
+    ("netduinoplus2", True), ("microbit-v1", True), ("olimex-stm32-h405", True),
+    ("stm32vldiscovery", False),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "counts"), MACHINES)
