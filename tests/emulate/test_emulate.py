@@ -310,3 +310,10 @@ def test_ticks_give_instructions_for_every_phase(clock_hz: int) -> None:
 def test_slow_timer_cannot_count() -> None:
     with pytest.raises(ValueError, match="too slow"):
         instructions_from_ticks(7_000_000)
+
+
+def test_sanitizers_are_for_the_host_alone(tmp_path: Path) -> None:
+    with pytest.raises(TinyqError) as problem:
+        run_network(write_fake(tmp_path), draw(1), RunOptions(emulator="qemu", sanitize=True))
+    assert [d.code for d in problem.value.diagnostics] == ["TQ303"]
+    assert "--emulator host" in problem.value.diagnostics[0].remedy

@@ -81,6 +81,12 @@ def run_everywhere(
     options = options or RunOptions()
     core = load_core(options.target or network.target)
     choice = choose(options.emulator, options.toolchain, core.name)
+    if options.sanitize and set(choice.emulators) != {"host"}:
+        raise error(
+            "TQ303",
+            f"--sanitize on {', '.join(choice.emulators)}",
+            "Sanitizers run on this machine alone: add --emulator host.",
+        )
     if options.allow_float and "unicorn" in choice.emulators:
         raise error("TQ409", "unicorn's cores start without their FPU")
     with tempfile.TemporaryDirectory(prefix="tinyq-build-") as folder:
