@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import struct
 import subprocess
 import threading
 from pathlib import Path
@@ -122,6 +123,20 @@ def test_boards_whose_uart_is_not_known_report_through_the_probe(compiled, tmp_p
 
 def test_uarts_are_few_that_are_not_known() -> None:
     assert set(board_names()) - set(UARTS) <= {"alif-ensemble-e7", "apollo4p-evb", "ek-ra8m1"}
+
+
+def test_an_rp2350_finds_its_image_definition(compiled, tmp_path: Path) -> None:
+    """RP2350 data sheet: block markers, a last item, a link to itself."""
+    export(compiled("cortex-m33"), "bare", tmp_path, board="raspberry-pi-pico-2", samples=1)
+    run("make", "-s", "FIRMWARE=device", cwd=tmp_path)
+    image = (tmp_path / "build-device" / "firmware.bin").read_bytes()
+    words = [word for (word,) in struct.iter_unpack("<I", image[:4096])]
+    assert words.count(0xFFFFDED3) == 1
+    at = words.index(0xFFFFDED3)
+    kind, last, link, end = words[at + 1 : at + 5]
+    # IMAGE_TYPE is item 0x42, of one word; its flags: EXE (1), security S (2), Arm (0), RP2350 (1).
+    assert kind == 0x42 | 1 << 8 | (1 | 2 << 4 | 0 << 8 | 1 << 12) << 16
+    assert (last, link, end) == (0xFF | 1 << 8, 0, 0xAB123579)
 
 
 FLASHING = [

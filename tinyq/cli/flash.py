@@ -73,4 +73,5 @@ def flash_command(
     elif not quiet:
         typer.echo(line)
         if not dry_run:
-            typer.echo(f"{said}\nWritten. Next: tinyq verify {folder} --device PORT")
+            start = f" What starts it: {chosen.start}." if chosen.start else ""
+            typer.echo(f"{said}\nWritten.{start} Next: tinyq verify {folder} --device PORT")

@@ -57,6 +57,7 @@ def files(source: Source, board: Board, baud: int = BAUD) -> dict[str, bytes]:
         **source.model_test("test"),
         "test/main.c": source.text("bare/main.c.j2"),
         "board/link.ld": script.encode("utf-8"),
+        **({"board/boot.c": source.text(f"bare/boot_{board.boot}.c")} if board.boot else {}),
         **uart,
         **(_device(source, board) if uart else {}),
         **renode_files(source, board),

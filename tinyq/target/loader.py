@@ -29,6 +29,7 @@ from tinyq.target.types import (
 )
 
 _T = TypeVar("_T")
+_BOOTS = ("rp2350",)
 _FPUS = ("none", "single", "double")
 
 
@@ -188,6 +189,7 @@ def read_board(file: Path, find_mcu: Callable[[str], Mcu]) -> Board:
         flash_offset=top.at_least("flash_offset", 0, 0),
         start=top.get("start", str, ""),
         uf2=_uf2(top.table("uf2")) if top.has("uf2") else None,
+        boot=top.choice("boot", _BOOTS) if top.has("boot") else "",
     )
     if board.flash_offset >= mcu.memory("flash").size:
         raise top.bad(f"field 'flash_offset' is {board.flash_offset}, beyond the flash")

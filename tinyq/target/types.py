@@ -233,7 +233,8 @@ class Board:
 
     ``flash_offset`` is how many bytes of flash a loader on the board keeps for itself. ``start``
     says what, other than a reset, starts a program whose vector table is first in flash; it is
-    empty where a reset does.
+    empty where a reset does. ``boot`` names what bare firmware brings for a boot ROM, if anything:
+    ``templates/export/bare/boot_<boot>.c``.
     """
 
     name: str
@@ -247,6 +248,7 @@ class Board:
     flash_offset: int = 0
     start: str = ""
     uf2: Uf2 | None = None
+    boot: str = ""
 
     @property
     def flash(self) -> Memory:
