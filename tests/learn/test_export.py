@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 torch = pytest.importorskip("torch")
 ort = pytest.importorskip("onnxruntime")
@@ -23,6 +24,7 @@ from tinyq.learn import (  # noqa: E402
     export_float,
     prepare,
 )
+from tinyq.learn.layers import IntegerAdd  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -223,3 +225,36 @@ def test_converting_nan_is_refused() -> None:
         prepared.get_submodule("a").weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(TinyqError, match="TQ653"):
         convert(prepared)
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_sums_are_onnxruntimes_on_all_pairs(case: int) -> None:
+    """Beside one half the order of its multiply-adds decides; a plain float sum differs there."""
+    rng = np.random.default_rng(case)
+    steps = rng.uniform(0.005, 0.05, 3).astype(np.float32)
+    if case == 11:  # simple ratios put thousands of pairs on halves
+        steps = steps[0] * np.float32([1, 2, 4])
+    zeros = rng.integers(0, 256, 3)
+    a, b = (v.reshape(-1) for v in np.meshgrid(np.arange(256), np.arange(256), indexing="ij"))
+    constants = {"y_step": steps[2], "y_zero": zeros[2].astype(np.uint8)}
+    for name, step, zero in (("a", steps[0], zeros[0]), ("b", steps[1], zeros[1])):
+        constants |= {f"{name}_step": step, f"{name}_zero": zero.astype(np.uint8)}
+    nodes = [
+        helper.make_node("DequantizeLinear", [n, f"{n}_step", f"{n}_zero"], [f"{n}_real"])
+        for n in "ab"
+    ]
+    nodes.append(helper.make_node("Add", ["a_real", "b_real"], ["sum"]))
+    nodes.append(helper.make_node("QuantizeLinear", ["sum", "y_step", "y_zero"], ["y"]))
+    values = [helper.make_tensor_value_info(n, TensorProto.UINT8, [a.size]) for n in "aby"]
+    graph = helper.make_graph(
+        nodes, "sum", values[:2], values[2:],
+        [numpy_helper.from_array(np.array(v), n) for n, v in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = ort.InferenceSession(model.SerializeToString())
+    (wanted,) = session.run(None, {"a": a.astype(np.uint8), "b": b.astype(np.uint8)})
+    adder = IntegerAdd(torch.from_numpy(steps), torch.from_numpy(zeros))
+    real = [torch.from_numpy((x - z).astype(np.float32)) * float(s)
+            for x, z, s in ((a, zeros[0], steps[0]), (b, zeros[1], steps[1]))]  # fmt: skip
+    found = torch.round(adder(*real) / float(steps[2])).numpy() + zeros[2]
+    assert np.array_equal(np.clip(found, 0, 255), wanted)

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from tinyq.errors import error
 from tinyq.learn.layers import (
+    IntegerAdd,
     IntegerConv2d,
     IntegerGlobalAvgPool2d,
     IntegerLinear,
@@ -18,9 +19,17 @@ from tinyq.learn.layers import (
 )
 from tinyq.learn.prepare import act_quantizers, config_of, input_quantizer
 from tinyq.learn.quantizers import ActQuantizer, TableActQuantizer
-from tinyq.learn.trace import Op, module_of, operations, register_module, tensor_inputs
+from tinyq.learn.trace import (
+    Op,
+    module_of,
+    operations,
+    register_module,
+    shape_of,
+    tensor_inputs,
+)
 
 register_module(IntegerConv2d, lambda node, module: Op("conv"))
+register_module(IntegerAdd, lambda node, module: Op("add"))
 register_module(IntegerLinear, lambda node, module: Op("linear"))
 register_module(
     IntegerGlobalAvgPool2d, lambda node, module: Op("global_avg_pool", keep=module.keep)
@@ -53,6 +62,8 @@ def convert(model: nn.Module) -> fx.GraphModule:
             _tell_output_step(made, node)
         elif op.kind == "global_avg_pool":
             _convert_average(made, node, keep=op.keep)
+        elif op.kind == "add" and len({shape_of(n) for n in tensor_inputs(node)}) == 1:
+            _convert_add(made, node)
     made.graph.lint()
     made.recompile()
     made.meta["tinyq_config"] = config
@@ -101,11 +112,17 @@ def _convert_layer(model: fx.GraphModule, node: fx.Node) -> None:
     model.set_submodule(str(node.target), kind(layer, weight, step, bias_int, input_step))
 
 
-def _output_step(model: fx.GraphModule, node: fx.Node) -> Tensor:
-    """Step of the quantizer behind ``node`` and its activation."""
+def _output_quantizer(model: fx.GraphModule, node: fx.Node) -> ActQuantizer:
+    """Quantizer behind ``node`` and its activation."""
     after = next(iter(node.users))
     while not isinstance(found := module_of(model, after), ActQuantizer):
         after = next(iter(after.users))
+    return found
+
+
+def _output_step(model: fx.GraphModule, node: fx.Node) -> Tensor:
+    """Step of the integers behind ``node``."""
+    found = _output_quantizer(model, node)
     step = found.fine_step() if isinstance(found, TableActQuantizer) else found.positive_step()
     return step.detach().clone()
 
@@ -119,10 +136,25 @@ def _tell_output_step(model: fx.GraphModule, node: fx.Node) -> None:
 def _convert_average(model: fx.GraphModule, node: fx.Node, *, keep: bool) -> None:
     input_step = input_quantizer(model, node).positive_step().detach().clone()
     average = IntegerGlobalAvgPool2d(input_step, _output_step(model, node), keep=keep)
+    _replace(model, node, average, tensor_inputs(node)[:1])
+
+
+def _convert_add(model: fx.GraphModule, node: fx.Node) -> None:
+    operands = [input_quantizer(model, node, k) for k in range(2)]
+    steps = [q.positive_step().detach() for q in operands]
+    zeros = [q.exported_zero for q in (*operands, _output_quantizer(model, node))]
+    made = IntegerAdd(torch.stack([*steps, _output_step(model, node)]), torch.tensor(zeros))
+    _replace(model, node, made, tensor_inputs(node))
+
+
+def _replace(
+    model: fx.GraphModule, node: fx.Node, module: nn.Module, inputs: list[fx.Node]
+) -> None:
+    """Put a call of ``module`` in the place of ``node``."""
     name = f"{node.name}_integer"
-    model.add_submodule(name, average)
+    model.add_submodule(name, module)
     with model.graph.inserting_before(node):
-        made = model.graph.call_module(name, (tensor_inputs(node)[0],))
+        made = model.graph.call_module(name, tuple(inputs))
     made.meta["tensor_meta"] = node.meta["tensor_meta"]
     node.replace_all_uses_with(made)
     model.graph.erase_node(node)

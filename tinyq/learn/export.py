@@ -154,8 +154,8 @@ class _Writer:
         and computes in float where a layer reads one and writes the other.
         """
         scale = self._scale(f"{node.name}_scale", quantizer.positive_step())
-        zero = int(quantizer.zero_point) + _offset(quantizer)
-        return scale, self.constant(f"{node.name}_zero", np.array(zero, np.uint8))
+        zero = np.array(quantizer.exported_zero, np.uint8)
+        return scale, self.constant(f"{node.name}_zero", zero)
 
     def _requantize(self, node: fx.Node, quantizer: ActQuantizer) -> str:
         """Integers again after an operator that only moved them."""

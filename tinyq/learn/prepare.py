@@ -108,9 +108,9 @@ def quant_layers(model: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantConv2d | QuantLinear)}
 
 
-def input_quantizer(model: fx.GraphModule, node: fx.Node) -> ActQuantizer:
-    """Quantizer of the value that ``node`` reads first, seen through what only moves integers."""
-    source = tensor_inputs(node)[0]
+def input_quantizer(model: fx.GraphModule, node: fx.Node, operand: int = 0) -> ActQuantizer:
+    """Quantizer of a value that ``node`` reads, seen through what only moves integers."""
+    source = tensor_inputs(node)[operand]
     while op_of(model, source).kind in PASS_THROUGH:
         source = tensor_inputs(source)[0]
     found = module_of(model, source)

@@ -78,6 +78,11 @@ class ActQuantizer(nn.Module):
         """Step as it is used: a learned one may try to pass zero."""
         return self.step.abs().clamp_min(1e-12) if self.learned else self.step
 
+    @property
+    def exported_zero(self) -> int:
+        """Zero point in the exported uint8, where signed values lie 128 higher."""
+        return int(self.zero_point) + (128 if self.signed else 0)
+
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Make the step cover [low, high]."""
         raise NotImplementedError
