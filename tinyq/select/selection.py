@@ -221,5 +221,5 @@ def _without_products(
 ) -> Diagnostic:
     names = {kernel.name for kernel in operator.kernels if kernel.without_products}
     reasons = "; ".join(f"{c.kernel}: {c.refusal}" for c in candidates if c.kernel in names)
-    found = f"every kernel multiplies ({reasons or 'both operands are computed'})"
+    found = f"every kernel multiplies ({reasons or 'the operator has no other'})"
     return Diagnostic("TQ207", found, node=node.name, operator=node.op)
