@@ -12,7 +12,9 @@ import numpy as np
 from tinyq.errors import Diagnostic, TinyqError, error
 from tinyq.ir import Graph
 from tinyq.ops.base import KernelCall
+from tinyq.plan.exchange import cost_of, exchanges
 from tinyq.plan.memory import MemoryPlan, plan_shared
+from tinyq.plan.order import order_layers
 from tinyq.plan.stripes import StripeSearch
 from tinyq.select import Goal, Layer, Libraries, Schedule, select
 from tinyq.target import Core
@@ -66,7 +68,10 @@ def fit(
     graph: Graph, core: Core, goal: Goal, limits: Limits, libraries: Libraries | None = None,
     family: str = "", advise: Advice | None = None,
 ) -> Fitted:  # fmt: skip
-    """Select and plan within ``limits``: the kernels of a smaller goal, or stripes of rows.
+    """Select and plan within ``limits``.
+
+    Other kernels where memory is fullest, the kernels of a smaller goal, then stripes of rows are
+    tried, until the limits are met.
 
     ``libraries`` and ``family`` are those of :func:`tinyq.select.select`. ``advise`` adds to the
     remedies what else would help.
@@ -74,29 +79,85 @@ def fit(
     Raises one TinyqError with TQ801 (RAM) and TQ802 (flash) for the limits that nothing meets.
     """
     tried: list[tuple[Schedule, MemoryPlan]] = []
-    goals = _SMALLER[_SMALLER.index(goal) :] if limits != Limits() else (goal,)
-    for attempt in goals:
-        schedule, memory = plan_shared(
-            select(graph, core, attempt, libraries=libraries, family=family)
-        )
+
+    def allowed(schedule: Schedule, memory: MemoryPlan) -> bool:
         tried.append((schedule, memory))
-        if limits.allow(memory, flash_estimate(schedule)):
-            return Fitted(schedule, memory, _moved(goal, attempt))
-    whole = list(tried)
+        return limits.allow(memory, flash_estimate(schedule))
+
+    goals = _SMALLER[_SMALLER.index(goal) :] if limits != Limits() else (goal,)
+    whole: list[Fitted] = []
+    for attempt in goals:
+        found = _whole(select(graph, core, attempt, libraries=libraries, family=family))
+        found = replace(found, notes=(*_moved(goal, attempt), *found.notes))
+        whole.append(found)
+        if allowed(found.schedule, found.plan):
+            return found
+        for exchange in exchanges(found.schedule) if limits.ram is not None else ():
+            if limits.ram is not None and exchange.needed <= limits.ram:
+                schedule, memory = plan_shared(exchange.schedule)
+                if allowed(schedule, memory):
+                    notes = (*found.notes, _exchanged(found.plan, memory))
+                    return Fitted(schedule, memory, notes)
     if limits.ram is not None:
-        search = StripeSearch(graph, core, libraries, family)
-        for (schedule, memory), attempt in zip(whole, goals, strict=True):
-            if memory.arena_bytes <= limits.ram:  # flash is what is short: stripes take more
+        search = StripeSearch(whole[0].schedule.graph, core, libraries, family)
+        for found in whole:
+            if found.plan.arena_bytes <= limits.ram:  # flash is what is short: stripes take more
                 continue
-            for striped in search.run(schedule, memory, limits.ram):
-                tried.append((striped.schedule, striped.plan))
-                if limits.allow(striped.plan, flash_estimate(striped.schedule)):
-                    notes = (*_moved(goal, attempt), striped.note)
-                    return Fitted(striped.schedule, striped.plan, notes)
+            for striped in search.run(found.schedule, found.plan, limits.ram):
+                if allowed(striped.schedule, striped.plan):
+                    return Fitted(striped.schedule, striped.plan, (*found.notes, striped.note))
     problems = [*_ram_problem(tried, limits), *_flash_problem(tried, limits)]
     arena = min(memory.arena_bytes for _, memory in tried)
     more = advise(arena, min(flash_estimate(s) for s, _ in tried)) if advise is not None else ""
     raise TinyqError([replace(p, remedy=f"{p.remedy} {more}".strip()) for p in problems])
+
+
+_WORTH = {Goal.SPEED: 0.0, Goal.BALANCED: 0.25, Goal.SIZE: 1.0}
+"""Of a share of the arena that is saved, the share of the cost that it may take; for the smallest
+code: bytes of flash for a byte of the arena."""
+
+
+def _whole(schedule: Schedule) -> Fitted:
+    """The plan without limits: layers in the best order, and kernels as small as is worth it."""
+    first = plan_shared(schedule)
+    best, notes = first, list[str]()
+    ordered = order_layers(schedule)
+    if ordered is not schedule:
+        other = plan_shared(ordered)
+        if other[1].arena_bytes < best[1].arena_bytes:
+            schedule, best = ordered, other
+            notes.append(
+                f"layers run in another order: {other[1].arena_bytes:,} bytes of arena, not "
+                f"{first[1].arena_bytes:,}"
+            )
+    chosen = _worth_it(schedule)
+    if chosen is not schedule:
+        other = plan_shared(chosen)
+        if other[1].arena_bytes < best[1].arena_bytes:
+            notes.append(_exchanged(best[1], other[1]))
+            best = other
+    return Fitted(*best, tuple(notes))
+
+
+def _worth_it(schedule: Schedule) -> Schedule:
+    """With kernels exchanged as far as the goal pays for it."""
+    worth = _WORTH[schedule.goal]
+    if not worth:
+        return schedule
+    found = list(exchanges(schedule))
+    total, arena = 1.0, 1.0
+    if schedule.goal is Goal.BALANCED:
+        total = sum(cost_of(layer) for layer in schedule.layers)
+        arena = found[0].needed
+    best = min(found, key=lambda e: e.cost / max(1.0, total) + worth * e.needed / max(1.0, arena))
+    return best.schedule
+
+
+def _exchanged(before: MemoryPlan, after: MemoryPlan) -> str:
+    return (
+        f"kernels with less scratch where memory is fullest: {after.arena_bytes:,} bytes of arena, "
+        f"not {before.arena_bytes:,}"
+    )
 
 
 def _moved(goal: Goal, attempt: Goal) -> tuple[str, ...]:
