@@ -57,6 +57,8 @@ class CompileOptions:
     weights: a format of :data:`tinyq.quant.coarse.FORMATS` to which weights are rounded, the first
     and last layer's too with ``weights_all``; ``weights_layers`` gives formats by layer.
     weights_samples: samples by which the change of the outputs is measured (random ones if '').
+    input_scales: scale and int8 zero point of float inputs by name ('' for the only one), for
+    models whose scales are found at run time.
     """
 
     target: str = ""
@@ -76,6 +78,7 @@ class CompileOptions:
     weights_all: bool = False
     weights_layers: Mapping[str, str] = field(default_factory=dict)
     weights_samples: str = ""
+    input_scales: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +104,15 @@ def lower_model(
     That file is ONNX, also of a TensorFlow Lite model, unless TensorFlow Lite is the oracle.
     ``quantized`` is taken in the file's place: what its float network was quantized to.
     """
+    from tinyq.frontends.input_scale import with_input_scales
     from tinyq.frontends.onnx import import_model, opset
     from tinyq.frontends.ort import IslandEvaluator
     from tinyq.ops.lowering import Evaluate
     from tinyq.passes.pipeline import to_integer
 
     given = quantized or read_model(model)
+    if options.input_scales:
+        given = with_input_scales(given, options.input_scales)
     _refuse_float(given, model)
     proto, coarse = _with_coarse_weights(given, options)
     evaluate: Evaluate = IslandEvaluator(opset(proto))

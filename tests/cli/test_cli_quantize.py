@@ -353,3 +353,82 @@ def test_choices_are_stated(place: Path) -> None:
     assert "TQ626" in pixels
     assert "uint8 samples" in pixels
     assert "TQ620" in succeed("quantize", place / "float.onnx")
+
+
+def test_dynamic_quantization_to_verified_c(place: Path) -> None:
+    """The written model has an input range, compiles and verifies; the error is reported."""
+    target, net = place / "dynamic.onnx", place / "net"
+    found = json.loads(
+        succeed("quantize", place / "float.onnx", "--dynamic", "--calib", place / "c.npz", "-o",
+                target, "--json")
+    )  # fmt: skip
+    assert found["quality"]["sqnr_db"] > 25
+    assert {n.op_type for n in onnx.load(target).graph.node} >= {"ConvInteger", "MatMulInteger"}
+    succeed("compile", target, "-t", "cortex-m4", "-o", net, "--quiet")
+    report = tinyq.verify(net, tinyq_options(place / "c.npz"))
+    assert report.equal
+    assert [o["name"].endswith("_scale") for o in manifest_of(net)["outputs"]] == [False, True]
+
+
+def tinyq_options(samples: Path) -> Any:
+    from tinyq.verification.verify import VerifyOptions
+
+    return VerifyOptions(samples=samples, emulator="host")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return found
+
+
+def test_softmax_of_a_dynamic_model_is_static(tmp_path: Path) -> None:
+    b = Builder()
+    y = b.op("Relu", b.op("Gemm", "x", b.weight(8, 12, gain=3.0), b.const(np.zeros(8)), transB=1))
+    y = b.op("Softmax", b.op("Gemm", y, b.weight(4, 8, gain=3.0), b.const(np.zeros(4)), transB=1))
+    onnx.save(b.model(y, ["n", 12]), tmp_path / "float.onnx")
+    np.save(tmp_path / "c.npy", RNG.normal(size=(30, 12)).astype(np.float32))
+    arguments = ["--dynamic", "--calib", tmp_path / "c.npy", "-o", tmp_path / "d.onnx"]
+    succeed("quantize", tmp_path / "float.onnx", *arguments, "--quiet")
+    succeed("compile", tmp_path / "d.onnx", "-t", "cortex-m4", "-o", tmp_path / "net", "--quiet")
+    assert tinyq.verify(tmp_path / "net", tinyq_options(tmp_path / "c.npy")).equal
+    (output,) = manifest_of(tmp_path / "net")["outputs"]
+    assert (output["scale"], output["zero_point"]) == (1 / 256, -128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--dynamic"], "TQ605"),
+        (["--dynamic", "--calib", "c.npz", "--weights", "int4"], "TQ607"),
+        (["--dynamic", "--calib", "c.npz", "--keep-accuracy", "1%"], "TQ607"),
+    ],
+)
+def test_dynamic_refusals(place: Path, arguments: list[str], code: str) -> None:
+    given = [str(place / a) if a == "c.npz" else a for a in arguments]
+    result = invoke("quantize", place / "float.onnx", *given, "--json")
+    assert code in result.output
+    assert result.exit_code != 0
+
+
+def test_input_scale(place: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    model, net = place / "dynamic.onnx", place / "net"
+    quantize_dynamic(place / "float.onnx", model)
+    plain = ["compile", model, "-t", "cortex-m4", "-o", net, "--quiet"]
+    assert "TQ202" in invoke(*plain).output
+    succeed(*plain, "--input-scale", "x=0.03,-4")
+    (entry,) = manifest_of(net)["inputs"]
+    assert (entry["dtype"], entry["zero_point"]) == ("int8", -4)
+    assert tinyq.verify(net, tinyq_options(place / "c.npz")).equal
+    for wrong, code in (
+        ("y=0.1", "TQ107"),
+        ("0.1,300", "TQ303"),
+        ("-1", "TQ303"),
+        ("a,b", "TQ303"),
+    ):
+        assert code in invoke(*plain, f"--input-scale={wrong}").output
+    succeed(
+        "quantize", place / "float.onnx", "--calib", place / "c.npz", "-o", place / "s.onnx", "-q"
+    )
+    assert "TQ303" in invoke("compile", place / "s.onnx", *plain[2:], "--input-scale", "0.1").output

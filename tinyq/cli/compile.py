@@ -100,6 +100,14 @@ def compile_command(
     ] = "",
     form: Format = "",
     shape: Shape = None,
+    input_scale: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=0.05,-3",
+            help="Scale and zero point (int8) of a float input, for models whose other scales are "
+            "found at run time; INPUT= may be left out where there is one; repeatable.",
+        ),
+    ] = None,
     calib: Annotated[
         Path | None,
         typer.Option(
@@ -165,6 +173,7 @@ def compile_command(
         weights_all=weights_all,
         weights_layers=parse_formats(weights_layer or ()),
         weights_samples=weights_samples,
+        input_scales=parse_scales(input_scale or ()),
     )
     with progress(quiet or as_json) as tell:
         compiled = compile_model(model, options, tell)
@@ -202,3 +211,16 @@ def parse_formats(texts: list[str] | tuple[()]) -> dict[str, str]:
             raise error("TQ303", f"--weights-layer {text}", "Write it as LAYER=pot4.")
         formats[layer] = form
     return formats
+
+
+def parse_scales(texts: list[str] | tuple[()]) -> dict[str, tuple[float, int]]:
+    """Scale and zero point by input from ``NAME=0.05,-3`` or ``0.05,-3``; raises TQ303."""
+    scales = {}
+    for text in texts:
+        name, _, numbers = text.rpartition("=")
+        scale, _, zero_point = numbers.partition(",")
+        try:
+            scales[name] = float(scale), int(zero_point or 0)
+        except ValueError:
+            raise error("TQ303", f"--input-scale {text}", "Write it as INPUT=0.05,-3.") from None
+    return scales

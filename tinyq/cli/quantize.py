@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,13 @@ def quantize_command(
     calibrator: options.Calibrator = "mse",
     weights: options.Weights = "int8",
     activations: options.Activations = "int8",
+    dynamic: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic",
+            help="Find scales of activations at run time; the samples give the input's range.",
+        ),
+    ] = False,
     per_tensor: options.PerTensor = False,
     equalize: options.Equalize = False,
     bias_correction: options.BiasCorrection = True,
@@ -80,6 +88,18 @@ def quantize_command(
         per_channel=not per_tensor, equalize=equalize, bias_correction=bias_correction,
         rounding=rounding, seed=seed,
     )  # fmt: skip
+    if dynamic:
+        others = keep_accuracy or allow_float or report
+        if others or config != PtqConfig(per_channel=not per_tensor, seed=seed):
+            raise error("TQ607", "--dynamic with options of static quantization",
+                        "With --dynamic: --calib, --output, --per-tensor, and how samples are "
+                        "read.")  # fmt: skip
+        destination = output or model.with_name(f"{model.stem}.dynamic.onnx")
+        data = options.load(
+            model, calib, labels=labels, layout=layout, mean=mean, std=std, size=size
+        )
+        _quantize_dynamic(model, data, destination, per_tensor, quiet, as_json)
+        return
     reports = _report_files(report or [])
     bound = options.fraction("keep-accuracy", keep_accuracy) if keep_accuracy else None
     _check_float(allow_float, target, bound)
@@ -105,6 +125,24 @@ def quantize_command(
         show(quantization_report(result.report))
         if searched is not None:
             show(searched)
+        typer.echo(f"Written to {destination}. Next: tinyq compile {destination} -t cortex-m4")
+
+
+def _quantize_dynamic(
+    model: Path, data: CalibrationData | None, destination: Path, per_tensor: bool, quiet: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write a model whose scales are found at run time; say how far its output is from float."""
+    from tinyq.ptq.dynamic import quantize_dynamic
+    from tinyq.report.quantization import quality_text
+
+    with progress(quiet or as_json) as tell:
+        result, quality = quantize_dynamic(model, data, per_channel=not per_tensor, progress=tell)
+    save_file(result.SerializeToString(deterministic=True), destination)
+    if as_json:
+        show_json({"output": str(destination), "quality": dataclasses.asdict(quality)})
+    elif not quiet:
+        typer.echo(quality_text(quality))
         typer.echo(f"Written to {destination}. Next: tinyq compile {destination} -t cortex-m4")
 
 

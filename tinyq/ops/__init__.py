@@ -11,10 +11,12 @@ from tinyq.ops.codes_dsp import CodesS8Dsp
 from tinyq.ops.concat import Concat
 from tinyq.ops.conv2d import Conv2d
 from tinyq.ops.conv2d_dsp import Conv2dS8Dsp
+from tinyq.ops.conv2d_dynamic import Conv2dDynamic
 from tinyq.ops.conv2d_mve import Conv2dS8Mve, DenseS8Mve
 from tinyq.ops.conv2d_scalar import Conv2dS8Columns, DenseS8Rows, DepthwiseS8Planes
 from tinyq.ops.dense import Dense, DenseS8
 from tinyq.ops.dense_dsp import DenseS8Dsp
+from tinyq.ops.dense_dynamic import DenseDynamic
 from tinyq.ops.depthwise_dsp import DepthwiseS8Dsp
 from tinyq.ops.depthwise_mve import DepthwiseS8Mve
 from tinyq.ops.dsp import EFFORTS, SHORT
@@ -31,6 +33,9 @@ from tinyq.ops.packed import (
     WholePacked,
 )
 from tinyq.ops.pad import Pad
+from tinyq.ops.quantize_real import QuantizeReal
+from tinyq.ops.real_mean import RealMean
+from tinyq.ops.real_sum import RealSum
 from tinyq.ops.rebase import Rebase
 from tinyq.ops.reshape import Reshape
 from tinyq.ops.resize_bilinear import ResizeBilinear
@@ -65,7 +70,8 @@ REGISTRY = Registry()
 for _operator in (
     Conv2d(), Dense(), MatMul(), Add(), Mul(), Extremum(), Lut(), Softmax(), AveragePool2d(),
     MaxPool2d(), ArgMax(), Concat(), Slice(), Pad(), Reshape(), Transpose(), ResizeNearest(),
-    ResizeBilinear(), Rebase(),
+    ResizeBilinear(), Rebase(), DenseDynamic(), Conv2dDynamic(), QuantizeReal(), RealSum(),
+    RealMean(),
 ):  # fmt: skip
     REGISTRY.add(_operator)
     _operator.kernels = (*_operator.kernels, *_CMSIS_NN.get(_operator.name, ()))

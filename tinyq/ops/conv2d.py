@@ -15,7 +15,7 @@ from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
 from tinyq.ops.linear import LinearOracle, LinearRequant
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import Conv2dParams, RequantParams
-from tinyq.ops.windows import onnx_window, overlap_distance
+from tinyq.ops.windows import Window, onnx_window, overlap_distance
 from tinyq.quant import FixedPointLinear
 from tinyq.target import Core
 
@@ -64,45 +64,15 @@ class Conv2d(Operator):
         x, w, a = node.input(0).type.shape, node.input(1).type.shape, _attrs(node)
         if len(x) != 4 or len(w) != 4 or w[3] * a.groups != x[3] or w[0] % a.groups:
             raise InvalidGraphError(f"conv2d '{node.name}': input {x} and weights {w}")
-        size = [
-            (x[k] + a.pads[k - 1] + a.pads[k + 1] - a.dilation_hw[k - 1] * (w[k] - 1) - 1)
-            // a.stride_hw[k - 1]
-            + 1
-            for k in (1, 2)
-        ]
+        size = output_hw(x[1:3], w[1:3], a.stride_hw, a.dilation_hw, a.pads)
         return (TensorType((x[0], *size, w[0]), DType.INT8, node.output.type.quant),)
 
     def accumulate(self, node: Node, x: AnyArray) -> npt.NDArray[np.int64]:
         """Raw accumulators int64 [N, OH, OW, O]: sums of x * w without any zero point."""
-        a, w = _attrs(node), node.input(1).array.astype(np.int64)
-        top, left, bottom, right = a.pads
-        padded = np.pad(
-            x.astype(np.int64),
-            ((0, 0), (top, bottom), (left, right), (0, 0)),
-            constant_values=a.x_zero_point,
-        )
-        out_h, out_w = node.output.type.shape[1:3]
-        group_in, group_out = w.shape[3], w.shape[0] // a.groups
-        # Sums of products of 8- and 16-bit integers below 2^53 are exact in float64 BLAS.
-        total = np.zeros((len(x), out_h, out_w, a.groups, group_out))
-        weights = w.reshape(a.groups, group_out, *w.shape[1:]).astype(np.float64)
-        for ky in range(w.shape[1]):
-            for kx in range(w.shape[2]):
-                y0, x0 = ky * a.dilation_hw[0], kx * a.dilation_hw[1]
-                window = padded[
-                    :,
-                    y0 : y0 + (out_h - 1) * a.stride_hw[0] + 1 : a.stride_hw[0],
-                    x0 : x0 + (out_w - 1) * a.stride_hw[1] + 1 : a.stride_hw[1],
-                ].reshape(len(x), out_h, out_w, a.groups, group_in)
-                taps = weights[:, :, ky, kx, :]
-                if group_in == 1:
-                    total += window.astype(np.float64) * taps[:, :, 0]
-                else:
-                    moved = window.astype(np.float64).transpose(3, 0, 1, 2, 4)
-                    flat = moved.reshape(a.groups, -1, group_in) @ taps.transpose(0, 2, 1)
-                    shape = (a.groups, len(x), out_h, out_w, group_out)
-                    total += flat.reshape(shape).transpose(1, 2, 3, 0, 4)
-        return total.reshape(len(x), out_h, out_w, w.shape[0]).astype(np.int64)
+        a = _attrs(node)
+        weights, size = node.input(1).array, node.output.type.shape[1:3]
+        window = Window((weights.shape[1], weights.shape[2]), a.stride_hw, a.dilation_hw, a.pads)
+        return sums_of_products(x, weights, window, a.groups, size, a.x_zero_point)
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Accumulate, then requantize."""
@@ -136,6 +106,55 @@ class Conv2d(Operator):
         """One a tap and output element."""
         w = node.input(1).type.shape
         return node.output.type.elements * w[1] * w[2] * w[3]
+
+
+def output_hw(
+    x_hw: tuple[int, ...], kernel_hw: tuple[int, ...], stride_hw: tuple[int, int],
+    dilation_hw: tuple[int, int], pads: tuple[int, int, int, int],
+) -> tuple[int, int]:  # fmt: skip
+    """Height and width of a convolution's result; pads are top, left, bottom, right."""
+    height, width = (
+        (x_hw[k] + pads[k] + pads[k + 2] - dilation_hw[k] * (kernel_hw[k] - 1) - 1) // stride_hw[k]
+        + 1
+        for k in (0, 1)
+    )
+    return height, width
+
+
+def sums_of_products(
+    x: AnyArray, weights: AnyArray, window: Window, groups: int, out_hw: tuple[int, ...],
+    padding: int,
+) -> npt.NDArray[np.int64]:  # fmt: skip
+    """int64 [N, OH, OW, O] of x [N, H, W, I] and weights OHWI; padded taps read ``padding``."""
+    w = weights.astype(np.int64)
+    top, left, bottom, right = window.pads
+    padded = np.pad(
+        x.astype(np.int64),
+        ((0, 0), (top, bottom), (left, right), (0, 0)),
+        constant_values=padding,
+    )
+    out_h, out_w = out_hw
+    group_in, group_out = w.shape[3], w.shape[0] // groups
+    # Sums of products of 8- and 16-bit integers below 2^53 are exact in float64 BLAS.
+    total = np.zeros((len(x), out_h, out_w, groups, group_out))
+    grouped = w.reshape(groups, group_out, *w.shape[1:]).astype(np.float64)
+    for ky in range(w.shape[1]):
+        for kx in range(w.shape[2]):
+            y0, x0 = ky * window.dilation_hw[0], kx * window.dilation_hw[1]
+            patch = padded[
+                :,
+                y0 : y0 + (out_h - 1) * window.stride_hw[0] + 1 : window.stride_hw[0],
+                x0 : x0 + (out_w - 1) * window.stride_hw[1] + 1 : window.stride_hw[1],
+            ].reshape(len(x), out_h, out_w, groups, group_in)
+            taps = grouped[:, :, ky, kx, :]
+            if group_in == 1:
+                total += patch.astype(np.float64) * taps[:, :, 0]
+            else:
+                moved = patch.astype(np.float64).transpose(3, 0, 1, 2, 4)
+                flat = moved.reshape(groups, -1, group_in) @ taps.transpose(0, 2, 1)
+                shape = (groups, len(x), out_h, out_w, group_out)
+                total += flat.reshape(shape).transpose(1, 2, 3, 0, 4)
+    return total.reshape(len(x), out_h, out_w, w.shape[0]).astype(np.int64)
 
 
 def _attrs(node: Node) -> Conv2dAttrs:

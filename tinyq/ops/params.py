@@ -49,13 +49,8 @@ class RequantParams:
 
 
 @dataclass(frozen=True)
-class Conv2dParams:
-    """``ops/conv2d_s8.c.j2``; constants: weights OHWI [O, kh, kw, I/groups] of ``weight_type``
-    (``int8_t`` or ``int16_t``), ``tinyq_requant_t`` [O], and ``uint8_t`` shifts [O] when
-    ``requant.post_shift`` is None.
-
-    A padded tap counts as ``x_zero_point`` times its weight. Depthwise is groups == in_c.
-    """
+class ConvShape:
+    """Sizes of a convolution; a dense layer of n rows is one of 1 x 1 over 1 x n pixels."""
 
     in_h: int
     in_w: int
@@ -72,6 +67,17 @@ class Conv2dParams:
     pad_top: int
     pad_left: int
     groups: int
+
+
+@dataclass(frozen=True)
+class Conv2dParams(ConvShape):
+    """``ops/conv2d_s8.c.j2``; constants: weights OHWI [O, kh, kw, I/groups] of ``weight_type``
+    (``int8_t`` or ``int16_t``), ``tinyq_requant_t`` [O], and ``uint8_t`` shifts [O] when
+    ``requant.post_shift`` is None.
+
+    A padded tap counts as ``x_zero_point`` times its weight. Depthwise is groups == in_c.
+    """
+
     x_zero_point: int
     weight_type: str
     requant: RequantParams

@@ -28,6 +28,7 @@ from tinyq.ops.resize_nearest import lower_resize
 from tinyq.ops.slice import lower_gather, lower_slice, lower_split
 from tinyq.ops.softmax import lower_softmax
 from tinyq.ops.transpose import TransposeAttrs
+from tinyq.passes.lower_dynamic import OPERATORS, DynamicLowering
 
 MoveRule = Callable[[Emitter, Node, tuple[Value, ...]], tuple[Value, ...]]
 
@@ -133,12 +134,13 @@ class _Lowering:
         self.emitter = emitter
         self.integers: dict[Value, Value] = {}
         self.refused: set[Value] = set()
+        self.dynamic = DynamicLowering(graph, emitter, self.integers, self.refused)
 
     def run(self) -> Graph:
         inputs = tuple(self._input(value) for value in self.graph.inputs)
         for node in self.graph.nodes:
             self._node(node)
-        outputs = tuple(self._output(value) for value in self.graph.outputs)
+        outputs = [found for value in self.graph.outputs for found in self._outputs(value)]
         self._refuse_unknown()
         if self.emitter.refusals:
             raise TinyqError(_once(self.emitter.refusals))
@@ -146,7 +148,7 @@ class _Lowering:
             self.graph.name,
             Stage.INTEGER,
             inputs,
-            tuple(value for value in outputs if value is not None),
+            tuple(outputs),
             tuple(self.emitter.nodes),
             self._origins(),
         )
@@ -162,7 +164,7 @@ class _Lowering:
                 128 if of.type.dtype is DType.UINT8 else 0,
             )
             for of, value in self.integers.items()
-            if value in computed and value.type.dtype is DType.INT8
+            if value in computed and value.type.dtype in (DType.INT8, DType.INT32)
         )
 
     # --- the edges --------------------------------------------------------------------------------
@@ -184,6 +186,9 @@ class _Lowering:
         """A float input becomes the integers that its one QuantizeLinear gives."""
         users = self.graph.uses(value)
         quantizers = [node for node in users if node.op == "QuantizeLinear"]
+        if self.dynamic.values and not quantizers:
+            self.dynamic.refuse_input(value)
+            return Value(value.name, TensorType(value.type.shape, DType.INT8))
         if len(quantizers) != 1 or len(users) != 1:
             self._refuse_edge(value, f"the float input '{value.name}' is not quantized once")
             return Value(value.name, TensorType(value.type.shape, DType.INT8))
@@ -224,6 +229,17 @@ class _Lowering:
                     pending += node.outputs
         return None
 
+    def _outputs(self, value: Value) -> tuple[Value, ...]:
+        """The integers behind an output, and their scale where that is found at run time."""
+        if value in self.dynamic.values and value.type.dtype is DType.FLOAT32:
+            try:
+                return () if value in self.refused else self.dynamic.output(value)
+            except TinyqError as problem:
+                self.emitter.refusals += problem.diagnostics
+                return ()
+        found = self._output(value)
+        return () if found is None else (found,)
+
     def _output(self, value: Value) -> Value | None:
         """The integers behind an output; a float output is stripped of its DequantizeLinear."""
         source = self.graph.producers.get(value)
@@ -255,7 +271,9 @@ class _Lowering:
     # --- nodes ------------------------------------------------------------------------------------
 
     def _node(self, node: Node) -> None:
-        if node.op == "QuantizeLinear":
+        if self.dynamic.covers(node):
+            self.dynamic.lower(node)
+        elif node.op == "QuantizeLinear":
             if node.output not in self.integers:
                 self._quantize(node)
         elif _is_lookup(node):
@@ -332,8 +350,11 @@ class _Lowering:
 
     def _quantize(self, node: Node) -> None:
         try:
-            island = self._island(node)
-            result = None if island is None else self._lower_island(island)
+            if node.input(0) in self.dynamic.values:
+                result = self._quantize_dynamic(node)
+            else:
+                island = self._island(node)
+                result = None if island is None else self._lower_island(island)
         except TinyqError as problem:
             self.emitter.refusals += problem.diagnostics
             result = None
@@ -341,6 +362,18 @@ class _Lowering:
             self.refused.add(node.output)
         else:
             self.integers[node.output] = result
+
+    def _quantize_dynamic(self, node: Node) -> Value | None:
+        """int8 by constant parameters of what dynamic quantization computes."""
+        if node.input(0) in self.refused:
+            return None
+        dtype = node.output.type.dtype
+        quant = _rebase(_array_quant(node), dtype)
+        limits = (node.attrs.get("qmin"), node.attrs.get("qmax"))
+        if dtype not in _ACTIVATIONS or quant is None or not quant.is_per_tensor or any(limits):
+            raise TinyqError(_bad(node, f"a {dtype.value} activation behind dynamic layers that is "
+                                  "narrowed or has several scales"))  # fmt: skip
+        return self.dynamic.quantize_static(node, quant)
 
     def _lower_island(self, island: Island) -> Value | None:
         cores = [node for node in island.nodes if node.op in CORES]
@@ -456,7 +489,7 @@ class _Lowering:
 
     def _refuse_unknown(self) -> None:
         """One diagnostic for every operator that no rule knows."""
-        known = {*CORES, *BINARIES, *MOVES, *UNARY, *_QDQ}
+        known = {*CORES, *BINARIES, *MOVES, *UNARY, *_QDQ, *OPERATORS}
         for node in self.graph.nodes:
             if node.op not in known:
                 self.emitter.refusals.insert(

@@ -6,6 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 
 from tinyq.ir import Graph, Node, Value, check
+from tinyq.ops.reals import is_found_scale
+
+
+def output_names(graph: Graph, names: Sequence[str]) -> tuple[str, ...]:
+    """Names of an integer graph's outputs from the model's; a scale found at run time follows."""
+    found: list[str] = []
+    left = iter(names)
+    for value in graph.outputs:
+        found.append(f"{found[-1]}_scale" if is_found_scale(graph, value) else next(left))
+    return tuple(found)
 
 
 def name_outputs(graph: Graph, names: Sequence[str]) -> Graph:

@@ -13,7 +13,7 @@ from tinyq.passes.dead_channels import remove_dead_channels
 from tinyq.passes.dead_taps import remove_dead_taps
 from tinyq.passes.lower import lower
 from tinyq.passes.merge import merge_neighbours
-from tinyq.passes.name_outputs import name_outputs
+from tinyq.passes.name_outputs import name_outputs, output_names
 from tinyq.passes.remove_transposes import remove_transposes
 from tinyq.passes.simplify import merge_reshapes
 from tinyq.passes.synthesize import synthesize_requantization
@@ -47,7 +47,8 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
     else:
         integer, more = remove_dead_channels(integer)
     notes = (*notes, *more)
-    integer = synthesize_requantization(name_outputs(integer, [v.name for v in graph.outputs]))
+    names = output_names(integer, [v.name for v in graph.outputs])
+    integer = synthesize_requantization(name_outputs(integer, names))
     left = [node.name for node in integer.nodes if node.op == "transpose"]
     if left:
         notes = (*notes, f"{len(left)} transposes are left: {', '.join(left[:5])}")

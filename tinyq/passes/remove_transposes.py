@@ -19,6 +19,8 @@ from tinyq.ir.graph import without_dead_nodes
 from tinyq.ops.concat import ConcatAttrs
 from tinyq.ops.lut import LutAttrs
 from tinyq.ops.pad import PadAttrs
+from tinyq.ops.quantize_real import QuantizeRealAttrs
+from tinyq.ops.reals import operands_of
 from tinyq.ops.slice import SliceAttrs
 from tinyq.ops.transpose import TransposeAttrs, moves_nothing, permutation
 
@@ -70,6 +72,8 @@ class _Sinking:
             "pad": self._pad,
             "reshape": self._reshape,
             "dense": self._dense,
+            "quantize_real": self._reals,
+            "real_sum": self._reals,
         }
 
     def run(self) -> Graph:
@@ -126,14 +130,15 @@ class _Sinking:
     def _emit_on_base(
         self, node: Node, inputs: tuple[Value, ...], perm: Perm, attrs: object
     ) -> None:
-        """Emit ``node`` on untransposed inputs; its own output becomes a view."""
+        """Emit ``node`` on untransposed inputs; its own first output becomes a view."""
         shape = _permuted(node.output.type.shape, _inverse(perm))
         if perm == _identity(len(perm)):
             result = node.output
         else:
             result = Value(f"{node.output.name}:base", node.output.type.with_shape(shape))
             self.views[node.output] = _View(result, perm)
-        self.nodes.append(Node(node.op, node.name, inputs, (result,), attrs))
+        outputs = (result, *node.outputs[1:])
+        self.nodes.append(Node(node.op, node.name, inputs, outputs, attrs))
 
     # --- rules ------------------------------------------------------------------------------------
 
@@ -191,6 +196,29 @@ class _Sinking:
             constant = value.is_constant
             inputs.append(_constant_on_base(value, perm) if constant else self._base(value, perm))
         self._emit_on_base(node, tuple(inputs), perm, node.attrs)
+        return True
+
+    def _reals(self, node: Node) -> bool:
+        """Elementwise over the tensors of its terms, whose channels move with the layout."""
+        attrs = node.attrs
+        single = isinstance(attrs, QuantizeRealAttrs)
+        terms = (attrs.term,) if single else attrs.terms
+        operands = operands_of(node, terms)
+        views = [self._view(x) for x, _ in operands]
+        perm = views[0].perm
+        if any(view.perm != perm for view in views):
+            return False
+        moved = tuple(
+            replace(term, axis=perm[term.axis] if term.channels > 1 else 0) for term in terms
+        )
+        inputs = [
+            value
+            for view, (_, scale) in zip(views, operands, strict=True)
+            for value in (view.base, scale)
+            if value is not None
+        ]
+        changed = replace(attrs, term=moved[0]) if single else replace(attrs, terms=moved)
+        self._emit_on_base(node, tuple(inputs), perm, changed)
         return True
 
     def _concat(self, node: Node) -> bool:
