@@ -105,7 +105,9 @@ def test_first_minute_with_pip_alone(python: Path, tmp_path: Path) -> None:
     """What a newcomer does, on a machine without QEMU and without any compiler on the PATH."""
 
     def tinyq(*arguments: str) -> str:
-        return run(python.with_name("tinyq"), *arguments, cwd=tmp_path, PATH="/nowhere")
+        return run(
+            python.with_name("tinyq"), *arguments, cwd=tmp_path, PATH="/nowhere", COLUMNS="200"
+        )
 
     shown = " ".join(tinyq("demo").split())
     assert (

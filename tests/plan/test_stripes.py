@@ -90,18 +90,24 @@ def test_every_row_of_every_tensor(seed: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "seed"), [("cortex-m0", 1), ("cortex-m4", 8), ("cortex-m55", 6)]
+    ("target", "seed"), [("cortex-m0", 4), ("cortex-m4", 8), ("cortex-m55", 6)]
 )
 def test_a_limit_is_met_on_the_emulated_core(target: str, seed: int, tmp_path: Path) -> None:
     """Every layer of every stripe is compared with rows of the tensor that it stands for."""
     onnx.save(drawn(seed, 16, 12, 3).model(), tmp_path / "net.onnx")
     whole = tinyq.compile(tmp_path / "net.onnx", output=tmp_path / "whole", target=target)
-    limit = whole.plan.arena_bytes - 200
-    compiled = tinyq.compile(
-        tmp_path / "net.onnx", output=tmp_path / "out", target=target, ram=str(limit)
-    )
-    assert compiled.plan.arena_bytes <= limit
-    assert any("stripes" in note for note in compiled.notes)
+    limit = whole.plan.arena_bytes
+    for _ in range(4):  # kernels with less scratch may be enough at first
+        limit -= 8
+        compiled = tinyq.compile(
+            tmp_path / "net.onnx", output=tmp_path / "out", target=target, ram=str(limit)
+        )
+        assert compiled.plan.arena_bytes <= limit
+        if any("stripes" in note for note in compiled.notes):
+            break
+        limit = compiled.plan.arena_bytes
+    else:
+        pytest.fail("no limit asked for stripes")
     report = tinyq.verify(tmp_path / "out", VerifyOptions(random=2, layers=True))
     assert report.equal
     striped = [la for la in report.layers if "@" in la.name]
