@@ -122,7 +122,7 @@ def test_a_limit_is_met_on_the_emulated_core(target: str, seed: int, tmp_path: P
 
 def test_what_no_stripes_meet(tmp_path: Path) -> None:
     onnx.save(drawn(1).model(), tmp_path / "net.onnx")
-    with pytest.raises(TinyqError, match="stripes of rows") as raised:
+    with pytest.raises(TinyqError) as raised:
         tinyq.compile(tmp_path / "net.onnx", target="cortex-m4", ram="500")
     found = raised.value.diagnostics[0]
     assert found.code == "TQ801"
