@@ -453,6 +453,7 @@ def open_folder(folder: Path, layers: bool = False) -> Subject:
     from tinyq.frontends.oracle import OrtOracle
     from tinyq.passes.adopt_fixed_point import with_library_arithmetic
     from tinyq.verification.reference import ReferenceOracle
+    from tinyq.verification.stepwise import is_rounded_once
     from tinyq.verification.verify import Subject, read_manifest
 
     manifest = read_manifest(folder)
@@ -463,7 +464,7 @@ def open_folder(folder: Path, layers: bool = False) -> Subject:
     if manifest["oracle"] == "ort":
         called = {layer["name"] for layer in manifest["layers"] if layer.get("library")}
         graph = with_library_arithmetic(graph, called)
-    origins = graph.origins if layers else ()
+    origins = graph.origins if layers or is_rounded_once(graph) else ()
     if manifest["oracle"] == "tflite":
         from tinyq.frontends.tflite import load_tflite
         from tinyq.frontends.tflite_oracle import TfliteOracle

@@ -46,6 +46,12 @@ typedef struct {
 } tinyq_requant_t;
 #endif
 
+/* A straight line of a function of int16: (base + slope * distance) >> 15. */
+typedef struct {
+    int32_t base;
+    int32_t slope;
+} tinyq_line_t;
+
 /* Called around every layer when the network is built with TINYQ_PROFILE; the application defines
  * them. `output` is the layer's first result. */
 #ifdef TINYQ_PROFILE

@@ -98,6 +98,12 @@ TINYQ_DSP3(tinyq_smlatb, "smlatb")
 TINYQ_DSP3(tinyq_smlatt, "smlatt")
 #undef TINYQ_DSP3
 
+/* Both products added to a sum of 64 bits. */
+TINYQ_INLINE int64_t tinyq_smlald(uint32_t x, uint32_t w, int64_t acc) {
+    __asm__("smlald %Q0, %R0, %1, %2" : "+r"(acc) : "r"(x), "r"(w));
+    return acc;
+}
+
 /* Bytes 0 and 2 sign-extended to a pair. */
 TINYQ_INLINE uint32_t tinyq_sxtb16(uint32_t v) {
     uint32_t r;
@@ -137,6 +143,10 @@ TINYQ_INLINE int32_t tinyq_smlatt(uint32_t x, uint32_t w, int32_t acc) {
 
 TINYQ_INLINE int32_t tinyq_smlad(uint32_t x, uint32_t w, int32_t acc) {
     return tinyq_smlatt(x, w, tinyq_smlabb(x, w, acc));
+}
+
+TINYQ_INLINE int64_t tinyq_smlald(uint32_t x, uint32_t w, int64_t acc) {
+    return acc + tinyq_bottom(x) * tinyq_bottom(w) + (int64_t)(tinyq_top(x) * tinyq_top(w));
 }
 
 TINYQ_INLINE uint32_t tinyq_sxtb16(uint32_t v) {

@@ -77,4 +77,17 @@ static inline int8_t tinyq_clamp_s8(int32_t v, int32_t low, int32_t high) {
     return (int8_t)v;
 }
 
+/* v limited to [low, high], which lie in int16: one instruction for a limit of the type itself. */
+static inline int16_t tinyq_clamp_s16(int32_t v, int32_t low, int32_t high) {
+#if defined(__ARM_FEATURE_SAT) && defined(__thumb2__) && !defined(TINYQ_NO_ASM)
+    __asm__("ssat %0, #16, %1" : "=r"(v) : "r"(v));
+    v = low > -32768 && v < low ? low : v;
+    v = high < 32767 && v > high ? high : v;
+#else
+    v = v < low ? low : v;
+    v = v > high ? high : v;
+#endif
+    return (int16_t)v;
+}
+
 #endif

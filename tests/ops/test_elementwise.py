@@ -297,9 +297,9 @@ def scale_a_channel() -> Qdq:
     return b.end(b.op("Relu", x))
 
 
-def sixteen_bits() -> Qdq:
+def unsigned_sixteen_bits() -> Qdq:
     b = Qdq(opset=21)
-    return b.end(b.op("Relu", b.x((1, 9), 0.1, 0, "int16")), 0.1, 0, "int16")
+    return b.end(b.op("Relu", b.x((1, 9), 0.1, 0, "uint16")), 0.1, 0, "uint16")
 
 
 def negative_scale() -> Qdq:
@@ -313,7 +313,7 @@ REFUSED: dict[str, tuple[Callable[[], Qdq], str]] = {
     "after_a_sum": (partial(exponential_of, "Add"), "TQ202"),
     "after_a_product": (partial(exponential_of, "Mul"), "TQ202"),
     "scale_a_channel": (scale_a_channel, "TQ204"),
-    "sixteen_bits": (sixteen_bits, "TQ204"),
+    "unsigned_sixteen_bits": (unsigned_sixteen_bits, "TQ204"),
     "negative_scale": (negative_scale, "TQ204"),
     "unknown": (partial(with_table, "IsInf"), "TQ201"),
 }

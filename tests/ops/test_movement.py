@@ -233,10 +233,18 @@ def computed_bounds() -> Qdq:
     return b.end(b.op("Slice", x, b.const((0,)), ends), 0.05, 3)
 
 
+def joined_in_float() -> Qdq:
+    """A Concat whose reals go on into a computation."""
+    b = Qdq()
+    x = b.op("Concat", b.x((1, 3)), b.x((1, 3)), axis=1)
+    return b.end(b.op("Sigmoid", x))
+
+
 REFUSED: dict[str, tuple[Callable[[], Qdq], str]] = {
     "reflect": (partial(pad, (0, 0, 1, 1, 0, 0, 1, 1), mode="reflect"), "TQ203"),
     "crop": (partial(pad, (0, 0, -1, 1, 0, 0, 1, 1)), "TQ203"),
     "computed_bounds": (computed_bounds, "TQ106"),
+    "joined_in_float": (joined_in_float, "TQ202"),
 }
 
 

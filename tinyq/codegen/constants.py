@@ -10,7 +10,7 @@ import numpy as np
 from tinyq.codegen.arrays import initialiser
 from tinyq.codegen.names import comment_text
 from tinyq.ir import AnyArray, Value
-from tinyq.ops.base import PackedConstant
+from tinyq.ops.base import PackedConstant, c_type
 from tinyq.select import Layer, Schedule
 
 _SCALARS = frozenset(f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -88,8 +88,3 @@ def constant_outputs(schedule: Schedule, pool: ConstantPool) -> dict[Value, str]
         for number, value in enumerate(schedule.graph.outputs)
         if value.is_constant
     }
-
-
-def c_type(value: Value) -> str:
-    """C type of a tensor's elements."""
-    return f"{value.type.dtype.value}_t"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from tinyq.codegen.constants import ConstantPool, c_type, constant_outputs
+from tinyq.codegen.constants import ConstantPool, constant_outputs
 from tinyq.codegen.environment import render
 from tinyq.codegen.functions import render_functions
 from tinyq.codegen.headers import library_headers
@@ -14,6 +14,7 @@ from tinyq.codegen.manifest import build_manifest
 from tinyq.codegen.names import check_name, comment_text, string_literal
 from tinyq.codegen.program import MANIFEST, GenerateOptions, Program
 from tinyq.ir import Value
+from tinyq.ops.base import c_type
 from tinyq.plan import ALIGNMENT, MemoryPlan
 from tinyq.select import Layer, Schedule
 

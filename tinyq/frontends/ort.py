@@ -42,7 +42,7 @@ class IslandEvaluator:
         self.opset = opset
 
     def __call__(self, island: Island, inputs: Sequence[AnyArray], optimise: bool) -> AnyArray:
-        """Output integers (int8, re-based) for int8 ``inputs``, one a source."""
+        """Output integers (int8, re-based, or int16) for ``inputs`` of such types, one a source."""
         stored = [
             _stored(array, source.stored)
             for array, source in zip(inputs, island.sources.values(), strict=True)
@@ -50,6 +50,8 @@ class IslandEvaluator:
         model = _model(island, stored, self.opset)
         feeds = {f"x{k}": array for k, array in enumerate(stored)}
         (result,) = session(model, optimise).run(None, feeds)
+        if island.stored is DType.INT16:  # Clip takes no int16
+            return np.asarray(np.clip(result, island.qmin, island.qmax), np.int16)
         return _rebased(np.asarray(result))
 
 
@@ -140,17 +142,18 @@ class _Builder:
         from onnx import helper
 
         last = island.quantize.input(0).name
-        stored = DType.UINT8 if island.rebased else DType.INT8
+        stored = island.stored
         shift = _shift(stored)
         zero = np.asarray(island.quant.zero_point + shift, stored.numpy)
         scale = np.asarray(island.quant.scale, np.float32)
         inputs = [last, *self._parameters("y", scale, zero)]
-        narrow = island.qmin > -128 or island.qmax < 127
+        limits = (island.qmin + shift, island.qmax + shift)
+        narrow = limits != stored.limits and stored is not DType.INT16
         out = "y:wide" if narrow else "y"
         self.nodes.append(helper.make_node("QuantizeLinear", inputs, [out]))
         if narrow:
-            self.constant("y:min", np.asarray(island.qmin + shift, stored.numpy))
-            self.constant("y:max", np.asarray(island.qmax + shift, stored.numpy))
+            self.constant("y:min", np.asarray(limits[0], stored.numpy))
+            self.constant("y:max", np.asarray(limits[1], stored.numpy))
             self.nodes.append(helper.make_node("Clip", [out, "y:min", "y:max"], ["y"]))
 
     def node(self, node: Node) -> None:

@@ -13,7 +13,9 @@ from tinyq.ops.conv2d import Conv2d
 from tinyq.ops.conv2d_dsp import Conv2dS8Dsp
 from tinyq.ops.conv2d_dynamic import Conv2dDynamic
 from tinyq.ops.conv2d_mve import Conv2dS8Mve, DenseS8Mve
+from tinyq.ops.conv2d_s16_dsp import Conv2dS16Dsp, DenseS16Dsp
 from tinyq.ops.conv2d_scalar import Conv2dS8Columns, DenseS8Rows, DepthwiseS8Planes
+from tinyq.ops.curve import Curve
 from tinyq.ops.dense import Dense, DenseS8
 from tinyq.ops.dense_dsp import DenseS8Dsp
 from tinyq.ops.dense_dynamic import DenseDynamic
@@ -37,6 +39,7 @@ from tinyq.ops.quantize_real import QuantizeReal
 from tinyq.ops.real_mean import RealMean
 from tinyq.ops.real_sum import RealSum
 from tinyq.ops.rebase import Rebase
+from tinyq.ops.rescale import Rescale
 from tinyq.ops.reshape import Reshape
 from tinyq.ops.resize_bilinear import ResizeBilinear
 from tinyq.ops.resize_nearest import ResizeNearest
@@ -50,6 +53,8 @@ Dense.kernels += (DenseS8Rows(),)
 for _effort in EFFORTS:
     Conv2d.kernels += (DepthwiseS8Dsp(_effort), Conv2dS8Dsp(_effort))
     Dense.kernels += (DenseS8Dsp(_effort),)
+Conv2d.kernels += (Conv2dS16Dsp(),)
+Dense.kernels += (DenseS16Dsp(),)
 Conv2d.kernels += (Conv2dS8Mve(), Conv2dS8Mve("_short"), DepthwiseS8Mve())
 Dense.kernels += (DenseS8Mve(), DenseS8Mve("_short"))
 Add.kernels += (AddS8Mve(),)
@@ -68,10 +73,10 @@ Dense.kernels += (
 
 REGISTRY = Registry()
 for _operator in (
-    Conv2d(), Dense(), MatMul(), Add(), Mul(), Extremum(), Lut(), Softmax(), AveragePool2d(),
-    MaxPool2d(), ArgMax(), Concat(), Slice(), Pad(), Reshape(), Transpose(), ResizeNearest(),
-    ResizeBilinear(), Rebase(), DenseDynamic(), Conv2dDynamic(), QuantizeReal(), RealSum(),
-    RealMean(),
+    Conv2d(), Dense(), MatMul(), Add(), Mul(), Extremum(), Lut(), Rescale(), Curve(), Softmax(),
+    AveragePool2d(), MaxPool2d(), ArgMax(), Concat(), Slice(), Pad(), Reshape(), Transpose(),
+    ResizeNearest(), ResizeBilinear(), Rebase(), DenseDynamic(), Conv2dDynamic(), QuantizeReal(),
+    RealSum(), RealMean(),
 ):  # fmt: skip
     REGISTRY.add(_operator)
     _operator.kernels = (*_operator.kernels, *_CMSIS_NN.get(_operator.name, ()))

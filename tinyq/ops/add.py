@@ -16,16 +16,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.base import (
-    Kernel,
-    KernelCall,
-    Operator,
-    PackedConstant,
-    Refusal,
-    RowWindow,
-    rows_one_by_one,
-)
+from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, RowWindow, rows_one_by_one
 from tinyq.ops.binary import (
     CODES,
     FIX_LIMIT,
@@ -34,16 +26,19 @@ from tinyq.ops.binary import (
     Pairs,
     apply_fixes,
     broadcast_shape,
+    constant_operands,
     emit_pair,
     fix_constants,
     inline_fixes,
     loops_of,
     pair_fixes,
     read_pair,
+    same_size_inputs,
 )
 from tinyq.ops.fixed_point import FixedPointAdd, FixedPointAttrs
 from tinyq.ops.lowering import Emitter, Island, Source
 from tinyq.ops.params import AddParams, PairTwiceParams
+from tinyq.ops.wide_pair import WideAdd, WidePairS16, lower_wide_add
 from tinyq.target import Core
 
 _INT32 = 2**31 - 1
@@ -90,13 +85,15 @@ class Add(Operator):
     onnx: ClassVar[tuple[str, ...]] = ("Add", "Sub", "QLinearAdd")
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
-        """The broadcast shape, int8."""
-        return (TensorType(broadcast_shape(node), DType.INT8, node.output.type.quant),)
+        """The broadcast shape, of the type that the node says."""
+        return (node.output.type.with_shape(broadcast_shape(node)),)
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Weigh, add, shift, clamp."""
         if isinstance(node.attrs, FixedPointAttrs):
             return (node.attrs.compute(inputs),)
+        if isinstance(node.attrs, WideAdd):
+            return (node.attrs.compute(node, inputs),)
         attrs = _attrs(node)
         a, b = (x.astype(np.int64) for x in inputs)
         levels = apply_fixes(attrs.levels(a, b), a, b, attrs.fixes)
@@ -105,6 +102,12 @@ class Add(Operator):
     def row_window(self, node: Node) -> RowWindow | None:
         """Each from its own."""
         return rows_one_by_one(node)
+
+    def real_levels(
+        self, node: Node, inputs: tuple[AnyArray, ...]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """Of sums with an int16 tensor."""
+        return node.attrs.real_levels(inputs) if isinstance(node.attrs, WideAdd) else None
 
 
 def _attrs(node: Node) -> AddAttrs:
@@ -115,6 +118,8 @@ def _attrs(node: Node) -> AddAttrs:
 
 def lower_add(emitter: Emitter, island: Island, node: Node) -> Value | None:
     """Add or Sub of two activations, or of one and a quantized constant tensor."""
+    if island.is_wide:
+        return lower_wide_add(emitter, island, node)
     pair = read_pair(emitter, island, node)
     if pair is None:
         return None
@@ -238,19 +243,4 @@ class AddTwiceS8(Kernel):
         )  # fmt: skip
 
 
-def constant_operands(node: Node) -> tuple[PackedConstant, ...]:
-    """Operands that are constant, which the C function takes after its output."""
-    return tuple(
-        PackedConstant("operand", value.array, "int8_t")
-        for value in node.present_inputs
-        if value.is_constant
-    )
-
-
-def same_size_inputs(node: Node) -> tuple[int, ...]:
-    """Computed inputs (by index among them) as large as the output, which it may overlay."""
-    computed = [v for v in node.present_inputs if not v.is_constant]
-    return tuple(k for k, v in enumerate(computed) if v.type.elements == node.output.type.elements)
-
-
-Add.kernels = (AddS8(), AddTwiceS8())
+Add.kernels = (AddS8(), AddTwiceS8(), WidePairS16("add_s16"))

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyq.errors import error
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Wide, c_type
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import ArgMaxParams
 from tinyq.target import Core
@@ -83,7 +83,7 @@ class ArgMaxS8(Kernel):
         a, shape = attrs_of(node), node.input(0).type.shape
         params = ArgMaxParams(
             math.prod(shape[: a.axis]), shape[a.axis], math.prod(shape[a.axis + 1 :]),
-            f"{a.dtype.value}_t",
+            f"{a.dtype.value}_t", c_type(node.input(0)),
         )  # fmt: skip
         return KernelCall(
             self.name, "ops/arg_max_s8.c.j2", params,
@@ -91,4 +91,4 @@ class ArgMaxS8(Kernel):
         )  # fmt: skip
 
 
-ArgMax.kernels = (ArgMaxS8(),)
+ArgMax.kernels = (ArgMaxS8(), Wide(ArgMaxS8(), "arg_max_s16"))

@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from tinyq.errors import error
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, QuantParams, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Wide, c_type, width_of
 from tinyq.ops.fixed_point import FixedPointAttrs, FixedPointMean
 from tinyq.ops.layout import from_nhwc, reshape, to_nhwc, transpose
-from tinyq.ops.linear import LinearRequant, output_limits, requantized
+from tinyq.ops.linear import LinearRequant, clamped_limits, output_limits, requantized
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import AvgPool2dParams, CountRequant, window_counts
 from tinyq.ops.windows import Window, onnx_window, overlap_distance
-from tinyq.quant import FixedPointLinear, Rounding, build_staircase, synthesize
+from tinyq.quant import (
+    FLOAT32_UNIT,
+    FixedPointLinear,
+    Rounding,
+    WideRequant,
+    build_staircase,
+    synthesize,
+    wide_requant,
+)
 from tinyq.quant.fixed_point import mean_multiplier, rounded_mean
 from tinyq.target import Core
 
@@ -138,7 +148,7 @@ class AveragePool2d(Operator):
     )  # fmt: skip
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
-        """The pooled shape, int8."""
+        """The pooled shape, of the type that the node says."""
         if isinstance(node.attrs, FixedPointMean):
             n, _, _, c = node.input(0).type.shape
             return (TensorType((n, *node.attrs.out_hw, c), DType.INT8, node.output.type.quant),)
@@ -148,7 +158,7 @@ class AveragePool2d(Operator):
             for k in (0, 1)
         ]
         shape = (x.shape[0], *size, x.shape[3])
-        return (TensorType(shape, DType.INT8, node.output.type.quant),)
+        return (node.output.type.with_shape(shape),)
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Sum, then requantize by the count of each position."""
@@ -159,7 +169,7 @@ class AveragePool2d(Operator):
         # Taps outside the padding of a count that includes it add nothing.
         sums = _window_sums(x, a, node.output.type.shape)
         counts = np.outer(rows, columns)
-        result = np.zeros(sums.shape, np.int8)
+        result = np.zeros(sums.shape, node.output.type.dtype.numpy)
         for count, requant in a.requants:
             at = counts == count
             result[:, at] = requantized(requant, sums[:, at][..., None])[..., 0]
@@ -173,8 +183,12 @@ class AveragePool2d(Operator):
         if y is None:
             raise InvalidGraphError(f"'{node.name}' has no output quantization")
         rows, columns = counts_of(node)
-        requants, ambiguous = [], 0
+        requants: list[tuple[int, LinearRequant]] = []
+        ambiguous = 0
         for count in sorted({r * c for r in rows for c in columns}):
+            if width_of(node) > 8:
+                requants.append((count, _wide_mean(node, count)))
+                continue
             oracle = MeanOracle(count, a.x, y, a.qmin, a.qmax, a.rule)
             ambiguous += oracle.ambiguous()
             low, high = np.array([-128 * count]), np.array([127 * count])
@@ -183,6 +197,35 @@ class AveragePool2d(Operator):
             literal = a.rule == "twice" and not found.exact
             requants.append((count, oracle.fixed_point() if literal else found))
         return replace(a, requants=tuple(requants), ambiguous=ambiguous)
+
+    def real_levels(
+        self, node: Node, inputs: tuple[AnyArray, ...]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """Of means with an int16 tensor."""
+        y = node.output.type.quant
+        if width_of(node) == 8 or y is None:
+            return None
+        a, shape = attrs_of(node), node.output.type.shape
+        centred = inputs[0].astype(np.int64) - a.x.zero_point
+        plain = replace(a, x=QuantParams.per_tensor(a.x.scale, 0))
+        counts = np.outer(*counts_of(node))[:, :, None]
+        factor = a.x.scale / (y.scale * counts)
+        levels = _window_sums(centred, plain, shape) * factor + y.zero_point
+        magnitudes = _window_sums(np.abs(centred), plain, shape) * factor + abs(y.zero_point)
+        return levels, 1.01 * (counts + 6) * FLOAT32_UNIT * magnitudes
+
+
+def _wide_mean(node: Node, count: int) -> WideRequant:
+    """The requantization of sums over ``count`` elements; raises TQ205 where there is none."""
+    a, x, y = attrs_of(node), node.input(0).type, node.output.type.quant
+    assert y is not None
+    ratio = np.float64(a.x.scale) / (np.float64(y.scale) * count)
+    constant = y.zero_point - count * a.x.zero_point * Fraction(float(ratio))
+    low, high = (np.array([end * count]) for end in x.dtype.limits)
+    try:
+        return wide_requant(np.array([ratio]), [constant], low, high, a.qmin, a.qmax)
+    except ValueError as reason:
+        raise error("TQ205", str(reason), node=node.name, operator=node.op) from None
 
 
 def attrs_of(node: Node) -> AveragePool2dAttrs:
@@ -221,30 +264,6 @@ def _window_sums(
     return sums
 
 
-def _limits(emitter: Emitter, island: Island, node: Node) -> tuple[int, int] | None:
-    """Output range after the clamps that follow ``node`` in its island."""
-    low, high, value = -np.inf, np.inf, node.output
-    while (after := island.consumer(value)) is not None:
-        bounds = {"Relu": (0.0, np.inf)}.get(after.op)
-        if after.op == "Clip":
-            reals = [
-                None if v is None else island.constant_real(v)
-                for v in (after.optional_input(1), after.optional_input(2))
-            ]
-            bounds = (
-                -np.inf if reals[0] is None else float(reals[0].reshape(-1)[0]),
-                np.inf if reals[1] is None else float(reals[1].reshape(-1)[0]),
-            )
-        if bounds is None:
-            emitter.refuse(
-                "TQ202", after, f"its input '{value.name}' comes from {node.op} in float",
-                "Quantize the tensor between the two operators.",
-            )  # fmt: skip
-            return None
-        low, high, value = max(low, bounds[0]), min(high, bounds[1]), after.output
-    return output_limits(island, low, high)
-
-
 def _rule(island: Island, limits: tuple[int, int], fused: MeanRule) -> MeanRule:
     """onnxruntime's integer kernel takes no clamp: one that narrows the output leaves floats."""
     return fused if limits == output_limits(island, -np.inf, np.inf) else "axes"
@@ -253,7 +272,7 @@ def _rule(island: Island, limits: tuple[int, int], fused: MeanRule) -> MeanRule:
 def lower_mean(emitter: Emitter, island: Island, node: Node) -> Value | None:
     """AveragePool, GlobalAveragePool or ReduceMean of the QDQ graph."""
     source = island.sources.get(node.input(0))
-    limits = _limits(emitter, island, node)
+    limits = clamped_limits(emitter, island, node)
     if limits is None:
         return None
     if source is None:
@@ -335,17 +354,21 @@ class AveragePool2dS8(Kernel):
         """Always possible."""
         a, x, y = attrs_of(node), node.input(0).type.shape, node.output.type
         w = a.window
+        taps = w.kernel_hw[0] * w.kernel_hw[1]
         params = AvgPool2dParams(
             x[1], x[2], x[3], y.shape[1], y.shape[2], *w.kernel_hw, *w.stride_hw, *w.pads[:2],
             *w.pads[2:], a.count_include_pad, a.x.zero_point,
             tuple(_count_requant(count, requant) for count, requant in a.requants),
-            a.qmin, a.qmax,
+            a.qmin, a.qmax, c_type(node.input(0)), c_type(node.output),
+            "int32_t" if -taps * node.input(0).type.dtype.limits[0] < 2**31 else "int64_t",
         )  # fmt: skip
-        taps = w.kernel_hw[0] * w.kernel_hw[1]
         return KernelCall(
             self.name, "ops/avg_pool2d_s8.c.j2", params,
             instructions=y.elements * (4 * taps + 20), reason="portable",
-            overlap=overlap_distance(x[1:], y.shape[1:], w.stride_hw, w.pads[:2]),
+            overlap=overlap_distance(
+                x[1:], y.shape[1:], w.stride_hw, w.pads[:2],
+                (node.input(0).type.dtype.bytes, y.dtype.bytes),
+            ),
         )  # fmt: skip
 
 
@@ -355,6 +378,10 @@ def _count_requant(count: int, requant: LinearRequant) -> CountRequant:
             count, int(requant.multiplier[0]), int(requant.offset[0]), 0, int(requant.shift[0]),
             ties="twice", zero_point=requant.zero_point,
         )  # fmt: skip
+    if isinstance(requant, WideRequant):
+        return CountRequant(
+            count, int(requant.multiplier[0]), int(requant.addend[0]), 0, requant.shift, ties="wide"
+        )
     fixes = tuple((fix.accumulator, fix.delta) for fix in requant.fixes)
     return CountRequant(
         count, int(requant.multiplier[0]), int(requant.addend[0]), requant.pre_shift,
@@ -362,4 +389,4 @@ def _count_requant(count: int, requant: LinearRequant) -> CountRequant:
     )  # fmt: skip
 
 
-AveragePool2d.kernels = (AveragePool2dS8(),)
+AveragePool2d.kernels = (AveragePool2dS8(), Wide(AveragePool2dS8(), "avg_pool2d_s16"))

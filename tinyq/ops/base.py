@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType
+import numpy as np
+import numpy.typing as npt
+
+from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.target import Core
 
 Refusal = str
@@ -164,10 +167,38 @@ class Kernel(ABC):
     """Whether it computes operators that round twice (tinyq.ops.fixed_point)."""
     without_products: ClassVar[bool] = False
     """Whether its multiply-accumulates are additions and shifts."""
+    widths: ClassVar[frozenset[int]] = frozenset({8})
+    """Widest activations in bits of the nodes that it is asked about: 8, 16 or both."""
 
     @abstractmethod
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """The call for ``node`` on ``core``, or the reason why this kernel cannot take it."""
+
+
+class Wide(Kernel):
+    """A kernel written for any type of activation, asked under its own name where one is int16."""
+
+    widths: ClassVar[frozenset[int]] = frozenset({16})
+
+    def __init__(self, kernel: Kernel, name: str) -> None:
+        self.kernel = kernel
+        self.name = name  # type: ignore[misc]
+
+    def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
+        """As the kernel itself, whose templates take their types from the parameters."""
+        answer = self.kernel.plan(node, core)
+        return answer if isinstance(answer, str) else replace(answer, kernel=self.name)
+
+
+def width_of(node: Node) -> int:
+    """Bits of the widest activation that the node reads or writes: 16, or 8 for everything else."""
+    touched = (*(v for v in node.present_inputs if not v.is_constant), *node.outputs)
+    return 16 if any(value.type.dtype is DType.INT16 for value in touched) else 8
+
+
+def c_type(value: Value) -> str:
+    """C type of a tensor's elements."""
+    return f"{value.type.dtype.value}_t"
 
 
 class Operator(ABC):
@@ -193,6 +224,16 @@ class Operator(ABC):
 
         This is the arbiter: the C and onnxruntime are compared with it.
         """
+
+    def real_levels(
+        self, node: Node, inputs: tuple[AnyArray, ...]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """For what the oracle computes in float32: levels before rounding, and their float32 error.
+
+        Both are float64 of the output's shape, in output levels with the zero point; ``inputs`` as
+        for :meth:`reference`. None where the oracle computes in integers, or by the same steps.
+        """
+        return None
 
     def synthesize(self, node: Node) -> Any:
         """Attributes with everything found that the integer arithmetic needs (as given)."""

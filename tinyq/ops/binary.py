@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tinyq.ir import InvalidGraphError, Node, QuantParams, Value
-from tinyq.ops.base import PackedConstant
-from tinyq.ops.lowering import Emitter, Island, Source
+from tinyq.ir import DType, InvalidGraphError, Node, QuantParams, Value
+from tinyq.ops.base import PackedConstant, c_type
+from tinyq.ops.lowering import Emitter, Island, QuantizedConstant, Source
 from tinyq.ops.params import Broadcast, broadcast
 
 Fixes = tuple[tuple[int, int, int], ...]
@@ -52,7 +52,16 @@ class PairIsland:
     wanted: Pairs
 
 
-def read_pair(emitter: Emitter, island: Island, node: Node) -> PairIsland | None:
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """An island whose two operands, in the order of its operator, are its sources."""
+
+    island: Island
+    a: Source
+    b: Source
+
+
+def read_operands(emitter: Emitter, island: Island, node: Node) -> Operands | None:
     """The two operands as integers; quantized constants become constant tensors.
 
     None after refusing a node that computes from another float operator's result.
@@ -61,11 +70,13 @@ def read_pair(emitter: Emitter, island: Island, node: Node) -> PairIsland | None
     for value in (node.input(0), node.input(1)):
         source = island.sources.get(value)
         constant = island.constants.get(value)
-        if source is None and constant is not None and constant.quant.is_per_tensor:
-            shift = 128 if constant.dtype.value == "uint8" else 0
-            integers = constant.integers - shift
+        if source is None and constant is not None and _is_operand(constant):
+            unsigned = constant.dtype.value == "uint8"
+            shift = 128 if unsigned else 0
+            dtype = np.dtype("int8") if unsigned else constant.dtype.numpy
+            integers = (constant.integers - shift).astype(dtype)
             quant = QuantParams.per_tensor(constant.quant.scale, constant.quant.zero_point - shift)
-            data = emitter.constant(f"{node.name}:constant", integers.astype(np.int8), quant)
+            data = emitter.constant(f"{node.name}:constant", integers, quant)
             source = Source(data, quant, constant.dtype)
         if source is None:
             emitter.refuse(
@@ -76,11 +87,26 @@ def read_pair(emitter: Emitter, island: Island, node: Node) -> PairIsland | None
         found[value] = source
     if not _is_of_the_pair_alone(emitter, island, found):
         return None
-    a, b = found.values()
     # The oracle computes with the constant as another input: in the same kernel, for every value.
     constants = {v: c for v, c in island.constants.items() if v not in found}
     varied = replace(island, sources=found, constants=constants)
-    return PairIsland(varied, a, b, all_pairs(emitter, varied))
+    return Operands(varied, found[node.input(0)], found[node.input(1)])
+
+
+def _is_operand(constant: QuantizedConstant) -> bool:
+    return constant.quant.is_per_tensor and constant.dtype in (
+        DType.INT8,
+        DType.UINT8,
+        DType.INT16,
+    )
+
+
+def read_pair(emitter: Emitter, island: Island, node: Node) -> PairIsland | None:
+    """The operands of an island of int8, and what it gives for every pair; None after refusing."""
+    read = read_operands(emitter, island, node)
+    if read is None:
+        return None
+    return PairIsland(read.island, read.a, read.b, all_pairs(emitter, read.island))
 
 
 def _is_of_the_pair_alone(emitter: Emitter, island: Island, operands: Iterable[Value]) -> bool:
@@ -177,3 +203,18 @@ def fix_constants(fixes: Fixes) -> tuple[PackedConstant, ...]:
     return PackedConstant("fix_rows", rows, "uint16_t"), PackedConstant(
         "fix_entries", entries, "int16_t"
     )
+
+
+def constant_operands(node: Node) -> tuple[PackedConstant, ...]:
+    """Operands that are constant, which the C function takes after its output."""
+    return tuple(
+        PackedConstant("operand", value.array, c_type(value))
+        for value in node.present_inputs
+        if value.is_constant
+    )
+
+
+def same_size_inputs(node: Node) -> tuple[int, ...]:
+    """Computed inputs (by index among them) as large as the output, which it may overlay."""
+    computed = [v for v in node.present_inputs if not v.is_constant]
+    return tuple(k for k, v in enumerate(computed) if v.type.bytes == node.output.type.bytes)

@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.add import constant_operands
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Sharing
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Sharing, Wide, c_type
+from tinyq.ops.binary import constant_operands
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import ConcatParams
 from tinyq.target import Core
@@ -75,12 +75,14 @@ class ConcatS8(Kernel):
         inner = tuple(math.prod(v.type.shape[axis:]) for v in values)
         constants = tuple(k for k, v in enumerate(values) if v.is_constant)
         cost = node.output.type.elements + 20 * outer * len(inner)
-        starts = tuple(accumulate(inner[:-1], initial=0))
+        size = node.output.type.dtype.bytes
+        starts = tuple(size * start for start in accumulate(inner[:-1], initial=0))
         return KernelCall(
-            self.name, "ops/concat_s8.c.j2", ConcatParams(outer, inner, constants),
+            self.name, "ops/concat_s8.c.j2",
+            ConcatParams(outer, inner, constants, c_type(node.output)),
             constant_operands(node), instructions=cost, reason="portable",
             sharing=None if outer > 1 or constants else Sharing("output", starts),
         )  # fmt: skip
 
 
-Concat.kernels = (ConcatS8(),)
+Concat.kernels = (ConcatS8(), Wide(ConcatS8(), "concat_s16"))

@@ -9,9 +9,18 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
+from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops import linear
-from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, RowWindow
+from tinyq.ops.base import (
+    Kernel,
+    KernelCall,
+    Operator,
+    PackedConstant,
+    Refusal,
+    RowWindow,
+    Wide,
+    c_type,
+)
 from tinyq.ops.linear import LinearOracle, LinearRequant
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import Conv2dParams, RequantParams
@@ -60,19 +69,25 @@ class Conv2d(Operator):
     onnx: ClassVar[tuple[str, ...]] = ("Conv", "QLinearConv", "ConvTranspose")
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
-        """[1, OH, OW, O] int8."""
+        """[1, OH, OW, O], int8 or int16 as the node says."""
         x, w, a = node.input(0).type.shape, node.input(1).type.shape, _attrs(node)
         if len(x) != 4 or len(w) != 4 or w[3] * a.groups != x[3] or w[0] % a.groups:
             raise InvalidGraphError(f"conv2d '{node.name}': input {x} and weights {w}")
         size = output_hw(x[1:3], w[1:3], a.stride_hw, a.dilation_hw, a.pads)
-        return (TensorType((x[0], *size, w[0]), DType.INT8, node.output.type.quant),)
+        return (node.output.type.with_shape((x[0], *size, w[0])),)
 
     def accumulate(self, node: Node, x: AnyArray) -> npt.NDArray[np.int64]:
         """Raw accumulators int64 [N, OH, OW, O]: sums of x * w without any zero point."""
-        a = _attrs(node)
-        weights, size = node.input(1).array, node.output.type.shape[1:3]
-        window = Window((weights.shape[1], weights.shape[2]), a.stride_hw, a.dilation_hw, a.pads)
-        return sums_of_products(x, weights, window, a.groups, size, a.x_zero_point)
+        return _sums(node, x, node.input(1).array, _attrs(node).x_zero_point)
+
+    def real_levels(
+        self, node: Node, inputs: tuple[AnyArray, ...]
+    ) -> tuple[linear.Float64, linear.Float64] | None:
+        """See :func:`tinyq.ops.linear.real_levels`."""
+        centred = np.abs(inputs[0].astype(np.int64) - _attrs(node).x_zero_point)
+        magnitudes = _sums(node, centred, np.abs(node.input(1).array.astype(np.int64)), 0)
+        sums = self.accumulate(node, inputs[0])
+        return linear.real_levels(node, sums, magnitudes.astype(np.float64))
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Accumulate, then requantize."""
@@ -106,6 +121,13 @@ class Conv2d(Operator):
         """One a tap and output element."""
         w = node.input(1).type.shape
         return node.output.type.elements * w[1] * w[2] * w[3]
+
+
+def _sums(node: Node, x: AnyArray, weights: AnyArray, padding: int) -> npt.NDArray[np.int64]:
+    """Sums of products int64 [N, OH, OW, O] over the node's windows."""
+    a, size = _attrs(node), node.output.type.shape[1:3]
+    window = Window((weights.shape[1], weights.shape[2]), a.stride_hw, a.dilation_hw, a.pads)
+    return sums_of_products(x, weights, window, a.groups, size, padding)
 
 
 def output_hw(
@@ -191,9 +213,8 @@ def lower_conv(emitter: Emitter, island: Island, node: Node) -> Value | None:
     if rank == 3:
         weights = weights[:, :, None, :]
     made = linear.make_linear(island, reader, x, weights.transpose(0, 2, 3, 1), scales)
-    stored = linear.storable(made.weights)
-    if stored is None or not linear.fits_accumulator(made.weights):
-        emitter.refuse("TQ205", node, "the sum of |weights| times 128 exceeds 2^31 - 1")
+    stored = linear.stored_weights(emitter, node, made)
+    if stored is None:
         return None
     window = onnx_window(node, x.value.type.shape[2:], found.integers.shape[2:])
     attrs = Conv2dAttrs(
@@ -245,6 +266,7 @@ class Conv2dS8(Kernel):
                 node.output.type.shape[1:],
                 (params.stride_h, params.stride_w),
                 (params.pad_top, params.pad_left),
+                (node.input(0).type.dtype.bytes, node.output.type.dtype.bytes),
             ),
             code_bytes=420,
             reason="portable",
@@ -265,7 +287,9 @@ def conv2d_params(node: Node) -> Conv2dParams:
         groups=a.groups,
         x_zero_point=a.x_zero_point,
         weight_type=f"{node.input(1).type.dtype.value}_t",
-        requant=RequantParams.of(requant),
+        requant=RequantParams.of(requant, c_type(node.output)),
+        x_type=c_type(node.input(0)),
+        acc_type=linear.accumulator_type(node),
     )  # fmt: skip
 
 
@@ -275,4 +299,4 @@ def weights_constant(node: Node) -> PackedConstant:
     return PackedConstant("weights", array, f"{array.dtype}_t")
 
 
-Conv2d.kernels = (Conv2dS8(),)
+Conv2d.kernels = (Conv2dS8(), Wide(Conv2dS8(), "conv2d_s16"))

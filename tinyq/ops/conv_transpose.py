@@ -130,9 +130,8 @@ def lower_conv_transpose(emitter: Emitter, island: Island, node: Node) -> Value 
         island, _repeated(reader, channel), x, _phases(weights, groups, height, width),
         np.tile(scales, groups)[channel],
     )  # fmt: skip
-    stored = linear.storable(made.weights)
-    if stored is None or not linear.fits_accumulator(made.weights):
-        emitter.refuse("TQ205", node, "the sum of |weights| times 128 exceeds 2^31 - 1")
+    stored = linear.stored_weights(emitter, node, made)
+    if stored is None:
         return None
     emitter.notes.append(
         f"{node.op} '{node.name}': onnxruntime computes it in float32, so that it may differ where "

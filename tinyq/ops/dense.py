@@ -9,9 +9,17 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
+from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops import linear
-from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
+from tinyq.ops.base import (
+    Kernel,
+    KernelCall,
+    Operator,
+    PackedConstant,
+    Refusal,
+    Wide,
+    c_type,
+)
 from tinyq.ops.linear import LinearOracle, LinearRequant
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import DenseParams, RequantParams
@@ -47,11 +55,11 @@ class Dense(Operator):
     onnx: ClassVar[tuple[str, ...]] = ("Gemm", "MatMul", "QGemm", "QLinearMatMul")
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
-        """[..., O] int8."""
+        """[..., O], int8 or int16 as the node says."""
         x, w = node.input(0).type.shape, node.input(1).type.shape
         if len(w) != 2 or x[-1] != w[1]:
             raise InvalidGraphError(f"dense '{node.name}': input {x} and weights {w}")
-        return (TensorType((*x[:-1], w[0]), DType.INT8, node.output.type.quant),)
+        return (node.output.type.with_shape((*x[:-1], w[0])),)
 
     def accumulate(self, node: Node, x: AnyArray) -> npt.NDArray[np.int64]:
         """Raw accumulators int64 [..., O]: sums of x * w without any zero point."""
@@ -76,6 +84,16 @@ class Dense(Operator):
         """Attributes with the same shifts for all nodes, where none loses by it."""
         found = linear.requantize_alike(nodes)
         return tuple(replace(_attrs(n), requant=r) for n, r in zip(nodes, found, strict=True))
+
+    def real_levels(
+        self, node: Node, inputs: tuple[AnyArray, ...]
+    ) -> tuple[linear.Float64, linear.Float64] | None:
+        """See :func:`tinyq.ops.linear.real_levels`."""
+        x, w = inputs[0], np.abs(node.input(1).array.astype(np.float64))
+        quant = node.input(0).type.quant
+        zero = 0 if quant is None else quant.zero_point
+        magnitudes = np.abs(x.astype(np.float64) - zero) @ w.T
+        return linear.real_levels(node, self.accumulate(node, x), magnitudes)
 
     def macs(self, node: Node) -> int:
         """One a weight and row."""
@@ -118,9 +136,8 @@ def lower_dense(emitter: Emitter, island: Island, node: Node) -> Value | None:
         return None
     weights = found.centred() if transposed else found.centred().T
     made = linear.make_linear(island, reader, x, weights, np.float32(alpha) * scales)
-    stored = linear.storable(made.weights)
-    if stored is None or not linear.fits_accumulator(made.weights):
-        emitter.refuse("TQ205", node, "the sum of |weights| times 128 exceeds 2^31 - 1")
+    stored = linear.stored_weights(emitter, node, made)
+    if stored is None:
         return None
     w = emitter.constant(f"{island.name}:weights", stored)
     attrs = DenseAttrs(made.oracle, made.scale)
@@ -162,8 +179,10 @@ def dense_params(node: Node) -> DenseParams:
         in_features=in_features,
         out_features=out_features,
         weight_type=f"{node.input(1).type.dtype.value}_t",
-        requant=RequantParams.of(linear.linear_requant_of(node)),
+        requant=RequantParams.of(linear.linear_requant_of(node), c_type(node.output)),
+        x_type=c_type(node.input(0)),
+        acc_type=linear.accumulator_type(node),
     )
 
 
-Dense.kernels = (DenseS8(),)
+Dense.kernels = (DenseS8(), Wide(DenseS8(), "dense_s16"))

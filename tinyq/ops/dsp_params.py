@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinyq.ops.base import NamedParams
+from tinyq.ops.params import Conv2dParams
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,19 @@ class VectorDenseParams(NamedParams):
     direct: bool
     fixes: Corrections
     block: int = 0
+
+
+@dataclass(frozen=True)
+class WideColumnsParams:
+    """``ops/conv_s16_dsp.c.j2``: columns of ``k4`` taps; ``direct``: they lie in x as they are.
+
+    ``unroll`` steps of four taps are one turn of the loop.
+    """
+
+    geometry: Conv2dParams
+    k4: int
+    direct: bool
+    unroll: int
 
 
 @dataclass(frozen=True)

@@ -116,11 +116,14 @@ def vector_call(
     )
 
 
-def overlap_of(g: ColumnsParams, block: int = PIXELS_PER_BLOCK) -> int | None:
+def overlap_of(
+    g: ColumnsParams, block: int = PIXELS_PER_BLOCK, bytes_xy: tuple[int, int] = (1, 1)
+) -> int | None:
     """Least bytes by which y has to begin before x, see :class:`KernelCall`.
 
     The pixels of a block (of ``block``) are read before its outputs are written, and what later
     blocks read must not be written yet. None with groups, which go over the input one by one.
+    ``bytes_xy``: sizes of one element of x and one of y.
     """
     if g.groups > 1:
         return None
@@ -131,8 +134,8 @@ def overlap_of(g: ColumnsParams, block: int = PIXELS_PER_BLOCK) -> int | None:
     later = np.minimum.accumulate(reads[::-1])[::-1]
     written = np.arange(block, pixels.size, block)
     if written.size == 0:
-        return -g.h * g.w * g.c
-    return int((written * g.o - later[written]).max())
+        return -g.h * g.w * g.c * bytes_xy[0]
+    return int((written * g.o * bytes_xy[1] - later[written] * bytes_xy[0]).max())
 
 
 def _inside(g: ColumnsParams) -> bool:

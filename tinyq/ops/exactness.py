@@ -8,7 +8,11 @@ from typing import Any
 
 from tinyq.ir import Node
 from tinyq.ops.base import LibraryUse
-from tinyq.quant import Requant
+from tinyq.ops.curve import CurveAttrs
+from tinyq.ops.rescale import RescaleAttrs
+from tinyq.ops.softmax import WideSoftmaxAttrs
+from tinyq.ops.wide_pair import WidePair
+from tinyq.quant import Requant, WideRequant
 
 PAIRS = 65536
 
@@ -19,7 +23,9 @@ class Exactness:
 
     ``basis``: ``accumulators`` (every reachable one), ``pairs`` (all 65,536 pairs of operands) or
     ``construction`` (a table, a copy: nothing is rounded that the oracle did not round) or
-    ``samples`` (nothing is proved, verification on samples decides).
+    ``samples`` (nothing is proved, verification on samples decides). With int16 tensors ``codes``
+    (all 65,536 inputs) or ``float32``: the oracle computes in float32, here the real result is
+    rounded once, so that it may be off by one where that lies within float32's error of a half.
     ``reachable`` counts what was examined, ``mismatches`` those that differ without ``fixes``,
     ``max_abs`` by how much at most, ``differing`` those that differ with them.
     """
@@ -57,6 +63,12 @@ def exactness_with_library(node: Node, use: LibraryUse) -> Exactness:
 def exactness_of(node: Node) -> Exactness:
     """The exactness of a node of the integer stage, from its attributes."""
     attrs = node.attrs
+    if isinstance(attrs, RescaleAttrs | CurveAttrs):
+        fixes = len(getattr(attrs, "fixes", ()))
+        off = attrs.mismatches + fixes
+        return Exactness("codes", PAIRS, mismatches=off, max_abs=int(off > 0), fixes=fixes)
+    if _is_rounded_once(attrs):
+        return Exactness("float32")
     pairs = getattr(attrs, "fixes", None)
     if isinstance(pairs, tuple):
         size = max((abs(int(delta)) for *_, delta in pairs), default=0)
@@ -78,6 +90,13 @@ def exactness_of(node: Node) -> Exactness:
         0 if differing else fixes,
         int(getattr(attrs, "ambiguous", 0)),
     )
+
+
+def _is_rounded_once(attrs: Any) -> bool:
+    means = [entry[-1] for entry in getattr(attrs, "requants", ()) if isinstance(entry, tuple)]
+    known = [getattr(attrs, "requant", None), *means]
+    wide = any(isinstance(requant, WideRequant) for requant in known)
+    return wide or isinstance(attrs, WidePair | WideSoftmaxAttrs)
 
 
 def _requants(attrs: Any) -> Iterator[Requant]:

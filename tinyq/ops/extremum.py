@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.add import constant_operands, same_size_inputs
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, RowWindow, rows_one_by_one
-from tinyq.ops.binary import CODES, broadcast_shape, computed_first, loops_of, read_pair
-from tinyq.ops.lowering import Emitter, Island
-from tinyq.ops.lut import LutAttrs, all_codes
+from tinyq.ops.base import (
+    Kernel,
+    KernelCall,
+    Operator,
+    Refusal,
+    RowWindow,
+    Wide,
+    c_type,
+    rows_one_by_one,
+)
+from tinyq.ops.binary import (
+    CODES,
+    broadcast_shape,
+    computed_first,
+    constant_operands,
+    loops_of,
+    read_operands,
+    read_pair,
+    same_size_inputs,
+)
+from tinyq.ops.linear import clamped_limits
+from tinyq.ops.lowering import Emitter, Island, Source
+from tinyq.ops.lut import LutAttrs, all_codes, lower_unary
 from tinyq.ops.params import ExtremumParams
 from tinyq.target import Core
 
@@ -32,8 +50,8 @@ class Extremum(Operator):
     onnx: ClassVar[tuple[str, ...]] = ("Max", "Min")
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
-        """The broadcast shape, int8."""
-        return (TensorType(broadcast_shape(node), DType.INT8, node.output.type.quant),)
+        """The broadcast shape, of the type that the node says."""
+        return (node.output.type.with_shape(broadcast_shape(node)),)
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Compare."""
@@ -59,6 +77,8 @@ def lower_extremum(emitter: Emitter, island: Island, node: Node) -> Value | None
     if len(node.inputs) != 2:
         emitter.refuse("TQ203", node, f"{len(node.inputs)} operands", "Two are supported.")
         return None
+    if island.is_wide:
+        return _lower_wide(emitter, island, node)
     pair = read_pair(emitter, island, node)
     if pair is None:
         return None
@@ -88,6 +108,46 @@ def lower_extremum(emitter: Emitter, island: Island, node: Node) -> Value | None
     return emitter.emit("extremum", island.name, operands_, island.output_type, attrs)
 
 
+def _lower_wide(emitter: Emitter, island: Island, node: Node) -> Value | None:
+    """The same over int16, a following clamp taken by both operands."""
+    read = read_operands(emitter, island, node)
+    limits = clamped_limits(emitter, island, node)
+    if read is None or limits is None:
+        return None
+    values = []
+    for source in (read.a, read.b):
+        same = source.quant == island.quant and source.value.type.dtype is island.output_type.dtype
+        if same and limits == source.value.type.dtype.limits:
+            values.append(source.value)
+            continue
+        if source.value.is_constant:
+            emitter.refuse(
+                "TQ203", node, "a constant operand of another scale than the int16 result's",
+                "Quantize the constant with the result's scale and type.",
+            )  # fmt: skip
+            return None
+        made = lower_unary(emitter, _requantization(island, source, limits), node)
+        if made is None:
+            return None
+        values.append(made)
+    if not computed_first(values[0], values[1]):
+        values.reverse()
+    attrs = ExtremumAttrs(node.op.lower())
+    return emitter.emit("extremum", island.name, values, island.output_type, attrs)
+
+
+def _requantization(island: Island, source: Source, limits: tuple[int, int]) -> Island:
+    """The island that only brings ``source`` to the grid of ``island``'s result."""
+    q, shape = island.quantize, source.value.type.shape
+    real = Value(f"{source.value.name}:real", TensorType(shape, DType.FLOAT32))
+    result = Value(f"{real.name}:quantized", q.output.type.with_shape(shape))
+    quantize = Node(q.op, f"{island.name}:requantize", (real, *q.inputs[1:]), (result,), q.attrs)
+    return replace(
+        island, quantize=quantize, nodes=(), constants={}, qmin=limits[0], qmax=limits[1],
+        sources={real: source},
+    )  # fmt: skip
+
+
 class ExtremumS8(Kernel):
     """Portable C: a compare an element."""
 
@@ -98,10 +158,10 @@ class ExtremumS8(Kernel):
         loops = loops_of(node)
         return KernelCall(
             self.name, "ops/extremum_s8.c.j2", 
-            ExtremumParams(loops, _kind(node), node.input(1).is_constant),
+            ExtremumParams(loops, _kind(node), node.input(1).is_constant, c_type(node.output)),
             constant_operands(node), instructions=8 * node.output.type.elements,
             in_place=same_size_inputs(node), reason="portable",
         )  # fmt: skip
 
 
-Extremum.kernels = (ExtremumS8(),)
+Extremum.kernels = (ExtremumS8(), Wide(ExtremumS8(), "extremum_s16"))

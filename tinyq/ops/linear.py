@@ -19,6 +19,7 @@ from tinyq.ops.lowering import (
     Source,
 )
 from tinyq.quant import (
+    FLOAT32_UNIT,
     FixedPointLinear,
     OrtLinear,
     OrtMatMulFloatBias,
@@ -26,6 +27,8 @@ from tinyq.quant import (
     Requant,
     Rounding,
     Staircase,
+    WideLinear,
+    WideRequant,
     accumulator_bounds,
     apply,
     build_staircase,
@@ -36,10 +39,11 @@ from tinyq.quant import (
     synthesize_alike,
 )
 
-LinearOracle = OrtLinear | OrtMatMulFloatBias | FixedPointLinear | RealLinear
-LinearRequant = Requant | FixedPointLinear
+LinearOracle = OrtLinear | OrtMatMulFloatBias | FixedPointLinear | RealLinear | WideLinear
+LinearRequant = Requant | FixedPointLinear | WideRequant
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 FEW_FIXES = 32
@@ -209,7 +213,8 @@ def read_epilogue(
         return None
     if not reader.follow():
         return None
-    if output_limits(island, reader.low, reader.high) != output_limits(island, -np.inf, np.inf):
+    limits = output_limits(island, reader.low, reader.high)
+    if not island.is_wide and limits != output_limits(island, -np.inf, np.inf):
         emitter.notes.append(
             f"{core.op} '{core.name}': the clamp behind it narrows the output, so that onnxruntime "
             "does not fuse it and computes in float32; it may differ where a result lies on a half"
@@ -247,6 +252,12 @@ def make_linear(
     total = weights.reshape(len(weights), -1).sum(axis=1)
     offset = -x.quant.zero_point * total
     limits = output_limits(island, reader.low, reader.high)
+    real = np.float64(x.quant.scale) * w_scale.astype(np.float64) / y.scale
+    if island.is_wide:
+        levels = reader.bias.astype(np.float64) / y.scale
+        ends = x.value.type.dtype.limits
+        wide = WideLinear(real, levels, offset, y.zero_point, *limits, *ends)
+        return Linear(weights, wide, real, *limits)
     bias = integer_bias(reader, x.quant.scale, w_scale)
     oracle: LinearOracle
     if bias is not None:
@@ -255,7 +266,6 @@ def make_linear(
     else:
         product = (np.float32(x.quant.scale) * w_scale).astype(np.float32)
         oracle = OrtMatMulFloatBias(product, reader.bias, offset, y.scale, y.zero_point, *limits)
-    real = np.float64(x.quant.scale) * w_scale.astype(np.float64) / y.scale
     return Linear(weights, oracle, real, *limits)
 
 
@@ -269,6 +279,30 @@ def output_limits(island: Island, low: float, high: float) -> tuple[int, int]:
         qmin=island.qmin,
         qmax=island.qmax,
     )
+
+
+def clamped_limits(emitter: Emitter, island: Island, node: Node) -> tuple[int, int] | None:
+    """Output range after the clamps that follow ``node`` in its island."""
+    low, high, value = -np.inf, np.inf, node.output
+    while (after := island.consumer(value)) is not None:
+        bounds = {"Relu": (0.0, np.inf)}.get(after.op)
+        if after.op == "Clip":
+            reals = [
+                None if v is None else island.constant_real(v)
+                for v in (after.optional_input(1), after.optional_input(2))
+            ]
+            bounds = (
+                -np.inf if reals[0] is None else float(reals[0].reshape(-1)[0]),
+                np.inf if reals[1] is None else float(reals[1].reshape(-1)[0]),
+            )
+        if bounds is None:
+            emitter.refuse(
+                "TQ202", after, f"its input '{value.name}' comes from {node.op} in float",
+                "Quantize the tensor between the two operators.",
+            )  # fmt: skip
+            return None
+        low, high, value = max(low, bounds[0]), min(high, bounds[1]), after.output
+    return output_limits(island, low, high)
 
 
 def integer_bias(reader: EpilogueReader, x_scale: float, w_scale: Float32) -> Int64 | None:
@@ -291,10 +325,35 @@ def integer_bias(reader: EpilogueReader, x_scale: float, w_scale: Float32) -> In
     return np.broadcast_to(constant.centred().reshape(-1), (reader.channels,)).astype(np.int64)
 
 
-def fits_accumulator(weights: Int64) -> bool:
+def fits_accumulator(weights: AnyArray, x_low: int = ACTIVATION_LOW) -> bool:
     """Whether no partial sum of x * w, in any order, can leave int32 (weights [C, ...])."""
-    largest = np.abs(weights).reshape(len(weights), -1).sum(axis=1).max(initial=0)
-    return int(largest) * -ACTIVATION_LOW <= _ACCUMULATOR_LIMIT
+    magnitudes = np.abs(weights.astype(np.int64)).reshape(len(weights), -1)
+    return int(magnitudes.sum(axis=1).max(initial=0)) * -x_low <= _ACCUMULATOR_LIMIT
+
+
+def accumulator_type(node: Node) -> str:
+    """C type of a linear node's sums: int64_t where its weights can take them out of int32."""
+    low = node.input(0).type.dtype.limits[0]
+    return "int32_t" if fits_accumulator(node.input(1).array, low) else "int64_t"
+
+
+def stored_weights(emitter: Emitter, node: Node, made: Linear) -> AnyArray | None:
+    """The weights in the type that kernels read, or None after refusing ``node``."""
+    stored = storable(made.weights)
+    problem = ""
+    if stored is None:
+        problem = "weights less their zero points exceed 16 bits"
+    elif isinstance(made.oracle, WideLinear):
+        try:
+            requantize(made.weights, made.oracle, made.scale)
+        except ValueError as reason:
+            problem = str(reason)
+    elif not fits_accumulator(made.weights):
+        problem = "the sum of |weights| times 128 exceeds 2^31 - 1"
+    if problem:
+        emitter.refuse("TQ205", node, problem)
+        return None
+    return stored
 
 
 def requantize(
@@ -308,6 +367,9 @@ def requantize(
     twice = isinstance(oracle, FixedPointLinear) and oracle.rounding is Rounding.TWICE
     if isinstance(oracle, FixedPointLinear) and twice and (oracle.literal or oracle.is_bent):
         return oracle
+    if isinstance(oracle, WideLinear):
+        rows = weights.reshape(len(weights), -1)
+        return oracle.requantization(*accumulator_bounds(rows, oracle.x_low, oracle.x_high))
     found = synthesize(*_staircase(weights, oracle, scale))
     plain = found.ties == "up" and found.uniform_shift and len(found.fixes) <= FEW_FIXES
     if isinstance(oracle, FixedPointLinear) and twice and not (found.exact and plain):
@@ -350,12 +412,31 @@ def requantize_alike(nodes: Sequence[Node]) -> tuple[LinearRequant, ...]:
 
 
 def finish(node: Node, acc: Int64) -> AnyArray:
-    """Outputs int8[..., C] (int16 where the range needs it) of raw accumulators int64[..., C]."""
-    return requantized(linear_requant_of(node), acc)
+    """Outputs [..., C] of the node's type, of raw accumulators int64[..., C]."""
+    return requantized(linear_requant_of(node), acc).astype(node.output.type.dtype.numpy)
+
+
+def real_levels(node: Node, acc: Int64, magnitudes: Float64) -> tuple[Float64, Float64] | None:
+    """What float32 arithmetic approximates for raw accumulators [..., C]: levels before rounding.
+
+    Returns (levels, error), float64[..., C]: any float32 evaluation of the layer, its sums in any
+    order, gives a level within ``error``. magnitudes: sums of abs(x - x_zero_point) * abs(w). None
+    for layers that the oracle computes in integers.
+    """
+    oracle = node.attrs.oracle
+    if not isinstance(oracle, WideLinear):
+        return None
+    weights = node.input(1).type
+    roundings = weights.elements // weights.shape[0] + 8
+    levels = oracle.levels(acc)
+    largest = magnitudes * oracle.scale + np.abs(oracle.bias) + abs(oracle.zero_point)
+    return levels, 1.01 * roundings * FLOAT32_UNIT * largest
 
 
 def requantized(requant: LinearRequant, acc: Int64) -> AnyArray:
-    """Outputs int8[..., C] of raw accumulators int64[..., C], in either form."""
+    """Outputs int8[..., C] of raw accumulators int64[..., C] in either form, int64 of wide ones."""
+    if isinstance(requant, WideRequant):
+        return requant(acc)
     if isinstance(requant, FixedPointLinear):
         flat = acc.reshape(-1, acc.shape[-1])
         return requant(flat.T).T.reshape(acc.shape).astype(np.int8)
@@ -364,7 +445,7 @@ def requantized(requant: LinearRequant, acc: Int64) -> AnyArray:
 
 def linear_requant_of(node: Node) -> LinearRequant:
     """The requantization of a linear node in either form; InvalidGraphError before synthesis."""
-    if isinstance(node.attrs.requant, FixedPointLinear):
+    if isinstance(node.attrs.requant, FixedPointLinear | WideRequant):
         return node.attrs.requant
     return requant_of(node)
 
@@ -378,7 +459,15 @@ def requant_of(node: Node) -> Requant:
 
 
 def requant_constants(requant: LinearRequant) -> tuple[PackedConstant, ...]:
-    """Multiplier and addend of every channel, interleaved; then the shifts where they differ."""
+    """Multiplier and addend of every channel, interleaved; then the shifts where they differ.
+
+    Of int16 layers two arrays: the addends are int64.
+    """
+    if isinstance(requant, WideRequant):
+        return (
+            PackedConstant("multipliers", requant.multiplier, "int32_t"),
+            PackedConstant("addends", requant.addend, "int64_t", alignment=8),
+        )
     if isinstance(requant, FixedPointLinear):
         addend = requant.bias + requant.offset
         pairs = np.stack([requant.multiplier, addend], axis=1).astype(np.int32)
@@ -401,6 +490,9 @@ def describe(requant: LinearRequant | None) -> str:
         return "requant=none"
     if isinstance(requant, FixedPointLinear):
         return f"requant=(rounded {requant.rounding.value} range=[{requant.qmin}, {requant.qmax}])"
+    if isinstance(requant, WideRequant):
+        limits = f"range=[{requant.qmin}, {requant.qmax}]"
+        return f"requant=(wide shift={requant.shift} {limits} deviation={requant.deviation:.2g})"
     post = requant.post_shift if isinstance(requant.post_shift, int) else "per-channel"
     return (
         f"requant=(pre={requant.pre_shift} post={post} range=[{requant.qmin}, {requant.qmax}] "

@@ -1,8 +1,8 @@
 """What an operator's lowering rule sees of the QDQ graph, and how it emits integer nodes.
 
 An *island* is the float operators between DequantizeLinear nodes and one QuantizeLinear. A rule
-turns an island into integer nodes. Inside, every activation is int8: uint8 tensors are re-based by
-128 (the same reals, zero point less 128) the moment they are read.
+turns an island into integer nodes. Inside, every activation is int8 or int16: uint8 tensors are
+re-based by 128 (the same reals, zero point less 128) the moment they are read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from tinyq.errors import Diagnostic
 from tinyq.ir import AnyArray, DType, Node, QuantParams, TensorType, Value
 
 ACTIVATION_LOW, ACTIVATION_HIGH = -128, 127
+
+WIDE_REMEDY = "Quantize the layer's activations to int8 instead."
+"""The remedy where an operator has no form for int16 activations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +70,16 @@ def along_axis(values: AnyArray, axis: int | None, rank: int) -> Any:
 
 Evaluate = Callable[["Island", Sequence[AnyArray], bool], AnyArray]
 """Runs an island by the oracle on integer inputs (one array a source, in the order of
-``island.sources``; broadcasting), giving the output integers (int8, re-based)."""
+``island.sources``; broadcasting), giving the output integers (int8, re-based, or int16)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Island:
-    """Float operators between integers; ``sources`` are in order of first use."""
+    """Float operators between integers; ``sources`` are in order of first use.
+
+    ``stored`` is the type of the result in the model; for uint8, ``quant``, ``qmin`` and ``qmax``
+    are re-based.
+    """
 
     quantize: Node
     nodes: tuple[Node, ...]
@@ -81,7 +88,12 @@ class Island:
     quant: QuantParams
     qmin: int
     qmax: int
-    rebased: bool
+    stored: DType
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a tensor that it reads or writes is int16."""
+        return DType.INT16 in (self.stored, *(s.stored for s in self.sources.values()))
 
     @property
     def name(self) -> str:
@@ -95,8 +107,9 @@ class Island:
 
     @property
     def output_type(self) -> TensorType:
-        """Type of the integer result (int8)."""
-        return TensorType(self.output_shape, DType.INT8, self.quant)
+        """Type of the integer result (int8 or int16)."""
+        dtype = DType.INT16 if self.stored is DType.INT16 else DType.INT8
+        return TensorType(self.output_shape, dtype, self.quant)
 
     def consumer(self, value: Value) -> Node | None:
         """The one node of the island that reads ``value``, None when that is the quantizer."""

@@ -19,6 +19,7 @@ from tinyq.ir import (
     Value,
 )
 from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, RowWindow
+from tinyq.ops.curve import lower_wide_unary
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import LutParams
 from tinyq.target import Core
@@ -48,7 +49,9 @@ class Lut(Operator):
     """The operator ``lut``."""
 
     name: ClassVar[str] = "lut"
-    summary: ClassVar[str] = "Any elementwise function of one tensor: a table of 256 bytes, exact"
+    summary: ClassVar[str] = (
+        "Any elementwise function of one 8-bit tensor: a table of 256 entries, exact"
+    )
     onnx: ClassVar[tuple[str, ...]] = (
         *UNARY, "QLinearSigmoid", "QLinearLeakyRelu", "QuantizeLinear", "DequantizeLinear",
     )  # fmt: skip
@@ -57,7 +60,11 @@ class Lut(Operator):
         """The input's shape, the table's type."""
         x, table = node.input(0).type, node.input(1).type
         channels = table.shape[0]
-        if table.shape[1:] != (256,) or channels not in (1, x.shape[_axis(node)] if x.shape else 1):
+        if (
+            x.dtype.bytes != 1
+            or table.shape[1:] != (256,)
+            or channels not in (1, x.shape[_axis(node)] if x.shape else 1)
+        ):
             raise InvalidGraphError(f"lut '{node.name}': table {table} for input {x}")
         return (TensorType(x.shape, table.dtype, node.output.type.quant),)
 
@@ -93,6 +100,8 @@ def all_codes() -> npt.NDArray[np.int8]:
 def lower_unary(emitter: Emitter, island: Island, node: Node) -> Value | None:
     """An island that reads one activation elementwise: its table is computed by the oracle."""
     (float_value, source), *_ = island.sources.items()
+    if source.stored is DType.INT16:
+        return lower_wide_unary(emitter, island, node)
     rank = len(island.output_shape)
     varying = _varying_axes(island, rank)
     if len(varying) > 1 or source.value.type.shape != island.output_shape:
@@ -168,6 +177,7 @@ class LutS8(Kernel):
     """Portable C: one load a byte."""
 
     name: ClassVar[str] = "lut_s8"
+    widths: ClassVar[frozenset[int]] = frozenset({8, 16})
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible."""
@@ -183,7 +193,7 @@ class LutS8(Kernel):
             params,
             (PackedConstant("table", table, f"{table.dtype}_t"),),
             instructions=5 * x.elements,
-            in_place=(0,),
+            in_place=(0,) if x.bytes == node.output.type.bytes else (),
             reason="portable",
         )
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops import linear
 from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
-from tinyq.ops.lowering import Emitter, Island
+from tinyq.ops.lowering import WIDE_REMEDY, Emitter, Island
 from tinyq.ops.params import MatMulParams, RequantParams
 from tinyq.quant import OrtLinear, Requant, apply, build_staircase, synthesize
 from tinyq.target import Core
@@ -82,6 +82,9 @@ def lower_matmul(emitter: Emitter, island: Island, node: Node) -> Value | None:
     a, b = (island.sources.get(node.input(k)) for k in (0, 1))
     if a is None or b is None:
         emitter.refuse("TQ202", node, "one of its inputs is not quantized")
+        return None
+    if island.is_wide:
+        emitter.refuse("TQ203", node, "two computed tensors, of which one is int16", WIDE_REMEDY)
         return None
     if a.value.type.shape[:-2] != b.value.type.shape[:-2] or len(a.value.type.shape) < 2:
         emitter.refuse(

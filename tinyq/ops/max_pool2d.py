@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyq.errors import error
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, RowWindow
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, RowWindow, Wide, c_type
 from tinyq.ops.layout import from_nhwc, reshape, to_nhwc
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import MaxPool2dParams
@@ -130,14 +130,16 @@ class MaxPool2dS8(Kernel):
         w, x, y = window_of(node), node.input(0).type.shape, node.output.type
         params = MaxPool2dParams(
             x[1], x[2], x[3], y.shape[1], y.shape[2], *w.kernel_hw, *w.stride_hw, *w.dilation_hw,
-            w.pads[0], w.pads[1],
+            w.pads[0], w.pads[1], c_type(node.output),
         )  # fmt: skip
         taps = w.kernel_hw[0] * w.kernel_hw[1]
         return KernelCall(
             self.name, "ops/max_pool2d_s8.c.j2", params,
             instructions=y.elements * (5 * taps + 10), reason="portable",
-            overlap=overlap_distance(x[1:], y.shape[1:], w.stride_hw, w.pads[:2]),
+            overlap=overlap_distance(
+                x[1:], y.shape[1:], w.stride_hw, w.pads[:2], (y.dtype.bytes, y.dtype.bytes)
+            ),
         )  # fmt: skip
 
 
-MaxPool2d.kernels = (MaxPool2dS8(),)
+MaxPool2d.kernels = (MaxPool2dS8(), Wide(MaxPool2dS8(), "max_pool2d_s16"))

@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.add import constant_operands, same_size_inputs
+from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, RowWindow, rows_one_by_one
 from tinyq.ops.binary import (
     CODES,
@@ -20,16 +19,19 @@ from tinyq.ops.binary import (
     Pairs,
     apply_fixes,
     broadcast_shape,
+    constant_operands,
     emit_pair,
     fix_constants,
     inline_fixes,
     loops_of,
     pair_fixes,
     read_pair,
+    same_size_inputs,
 )
 from tinyq.ops.fixed_point import FixedPointAttrs, FixedPointMul
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import MulParams, PairTwiceParams
+from tinyq.ops.wide_pair import WideMul, WidePairS16, lower_wide_mul
 from tinyq.quant import Requant, Staircase, synthesize
 from tinyq.quant.requantize import raw_levels
 from tinyq.target import Core
@@ -66,13 +68,15 @@ class Mul(Operator):
     onnx: ClassVar[tuple[str, ...]] = ("Mul", "QLinearMul")
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
-        """The broadcast shape, int8."""
-        return (TensorType(broadcast_shape(node), DType.INT8, node.output.type.quant),)
+        """The broadcast shape, of the type that the node says."""
+        return (node.output.type.with_shape(broadcast_shape(node)),)
 
     def reference(self, node: Node, inputs: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
         """Multiply, requantize, clamp."""
         if isinstance(node.attrs, FixedPointAttrs):
             return (node.attrs.compute(inputs),)
+        if isinstance(node.attrs, WideMul):
+            return (node.attrs.compute(node, inputs),)
         attrs = _attrs(node)
         a, b = (x.astype(np.int64) for x in inputs)
         levels = apply_fixes(attrs.levels(a, b), a, b, attrs.fixes)
@@ -81,6 +85,12 @@ class Mul(Operator):
     def row_window(self, node: Node) -> RowWindow | None:
         """Each from its own."""
         return rows_one_by_one(node)
+
+    def real_levels(
+        self, node: Node, inputs: tuple[AnyArray, ...]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """Of products with an int16 tensor."""
+        return node.attrs.real_levels(inputs) if isinstance(node.attrs, WideMul) else None
 
 
 def _attrs(node: Node) -> MulAttrs:
@@ -91,6 +101,8 @@ def _attrs(node: Node) -> MulAttrs:
 
 def lower_mul(emitter: Emitter, island: Island, node: Node) -> Value | None:
     """Mul of two activations, or of one and a quantized constant tensor."""
+    if island.is_wide:
+        return lower_wide_mul(emitter, island, node)
     pair = read_pair(emitter, island, node)
     if pair is None:
         return None
@@ -206,4 +218,4 @@ class MulTwiceS8(Kernel):
         )  # fmt: skip
 
 
-Mul.kernels = (MulS8(), MulTwiceS8())
+Mul.kernels = (MulS8(), MulTwiceS8(), WidePairS16("mul_s16"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyq.errors import error
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Wide, c_type
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import PadParams
 from tinyq.ops.windows import copy_distance
@@ -84,7 +84,8 @@ class PadS8(Kernel):
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible."""
         a = attrs_of(node)
-        params = PadParams(node.input(0).type.shape, a.before, a.after, a.value)
+        shape = node.input(0).type.shape
+        params = PadParams(shape, a.before, a.after, a.value, c_type(node.output))
         return KernelCall(
             self.name, "ops/pad_s8.c.j2", params,
             instructions=2 * node.output.type.elements, reason="portable", overlap=_distance(node),
@@ -97,7 +98,7 @@ def _distance(node: Node) -> int:
     y = np.arange(node.output.type.elements).reshape(node.output.type.shape)
     inner = tuple(slice(b, b + n) for b, n in zip(a.before, shape, strict=True))
     writes = y[inner].reshape(-1)
-    return copy_distance(np.arange(writes.size), writes)
+    return copy_distance(np.arange(writes.size), writes) * node.output.type.dtype.bytes
 
 
-Pad.kernels = (PadS8(),)
+Pad.kernels = (PadS8(), Wide(PadS8(), "pad_s16"))

@@ -1,7 +1,8 @@
 """Parameters of the portable kernels: what ``p`` is in each template of ``templates/ops``.
 
 Each class says which template takes it and which constants the C function reads, in order. All
-activations are int8 [N=1, H, W, C], row major, unless a field says otherwise. Sizes are elements.
+activations are int8 [N=1, H, W, C], row major, unless a field says otherwise: ``x_type`` and
+``y_type``, or ``type`` of both, are ``int8_t`` or ``int16_t``. Sizes are elements.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from tinyq.quant import Fix, FixedPointLinear, Requant, Ties
+from tinyq.quant import Fix, FixedPointLinear, Requant, Ties, WideRequant
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class RequantParams:
-    """How accumulators of a linear operator become int8, without the arrays M and a.
+    """How accumulators of a linear operator become outputs, without the arrays M and a.
 
     y = clamp((mulhi(acc << pre_shift, M[c]) + a[c]) >> post_shift, qmin, qmax). ``post_shift`` None
     means one shift a channel: the kernel then reads a further constant ``uint8_t shifts[C]``.
@@ -25,7 +26,9 @@ class RequantParams:
     ``up``: exact halves go to even (or, with an odd zero point, odd) outputs, see
     :class:`tinyq.quant.Requant`; ``twice``: the form of :class:`tinyq.quant.FixedPointLinear`,
     acc + addend rescaled by the multiplier and a signed shift (positive to the left, as uint8),
-    then ``zero_point``.
+    then ``zero_point``; ``wide``: the form of :class:`tinyq.quant.WideRequant`, whose arrays are
+    ``int32_t multipliers[C]`` and ``int64_t addends[C]`` in the place of ``tinyq_requant_t``.
+    ``y_type`` is the C type of outputs.
     """
 
     pre_shift: int
@@ -33,12 +36,18 @@ class RequantParams:
     qmin: int
     qmax: int
     fixes: tuple[Fix, ...] = ()
-    ties: Ties | Literal["twice"] = "up"
+    ties: Ties | Literal["twice", "wide"] = "up"
     zero_point: int = 0
+    y_type: str = "int8_t"
 
     @classmethod
-    def of(cls, requant: Requant | FixedPointLinear) -> RequantParams:
+    def of(
+        cls, requant: Requant | FixedPointLinear | WideRequant, y_type: str = "int8_t"
+    ) -> RequantParams:
         """The scalar part of synthesised parameters."""
+        if isinstance(requant, WideRequant):
+            limits = (requant.qmin, requant.qmax)
+            return cls(0, requant.shift, *limits, ties="wide", y_type=y_type)
         if isinstance(requant, FixedPointLinear):
             limits = (requant.qmin, requant.qmax)
             return cls(0, None, *limits, ties="twice", zero_point=requant.zero_point)
@@ -75,12 +84,15 @@ class Conv2dParams(ConvShape):
     (``int8_t`` or ``int16_t``), ``tinyq_requant_t`` [O], and ``uint8_t`` shifts [O] when
     ``requant.post_shift`` is None.
 
-    A padded tap counts as ``x_zero_point`` times its weight. Depthwise is groups == in_c.
+    A padded tap counts as ``x_zero_point`` times its weight. Depthwise is groups == in_c. Sums are
+    of ``acc_type`` (``int32_t`` or ``int64_t``).
     """
 
     x_zero_point: int
     weight_type: str
     requant: RequantParams
+    x_type: str = "int8_t"
+    acc_type: str = "int32_t"
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,8 @@ class DenseParams:
     out_features: int
     weight_type: str
     requant: RequantParams
+    x_type: str = "int8_t"
+    acc_type: str = "int32_t"
 
 
 @dataclass(frozen=True)
@@ -168,6 +182,61 @@ class PairTwiceParams:
 
 
 @dataclass(frozen=True)
+class WidePairParams:
+    """``ops/wide_pair_s16.c.j2``, all sums in int64.
+
+    ``add``: y = clamp((a * multipliers[0] + b * multipliers[1] + addend) >> shift). ``mul``:
+    y = clamp(((a - zero_points[0]) * (b - zero_points[1]) * multipliers[0] + addend) >> shift).
+    ``types`` are those of a, b and y.
+    """
+
+    loops: Broadcast
+    kind: str
+    types: tuple[str, str, str]
+    multipliers: tuple[int, ...]
+    zero_points: tuple[int, int]
+    addend: int
+    shift: int
+    qmin: int
+    qmax: int
+    b_constant: bool = False
+
+
+@dataclass(frozen=True)
+class RescaleParams:
+    """``ops/rescale_s16.c.j2``: y = clamp((x * multiplier + addend) >> shift, qmin, qmax).
+
+    A sum whose level is odd is lowered by ``tie_window`` before the shift, then ``zero_point`` is
+    added. ``fixes`` are (x, delta), delta added before the clamp.
+    """
+
+    elements: int
+    multiplier: int
+    addend: int
+    shift: int
+    qmin: int
+    qmax: int
+    fixes: tuple[tuple[int, int], ...]
+    x_type: str
+    y_type: str
+    tie_window: int = 0
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class CurveParams:
+    """``ops/curve_s16.c.j2``: y = (base + slope * (x - start)) >> shift of the last line whose
+    start is not above x; constants: ``uint16_t`` first [256], ``int16_t`` starts [lines],
+    ``tinyq_line_t`` (base, slope) [lines].
+    """
+
+    elements: int
+    lines: int
+    shift: int
+    y_type: str
+
+
+@dataclass(frozen=True)
 class MulParams:
     """``ops/mul_s8.c.j2``: acc = (a - a_zero_point) * (b - b_zero_point), then
     y = clamp((mulhi(acc << pre_shift, multiplier) + addend) >> post_shift, qmin, qmax).
@@ -199,6 +268,7 @@ class ExtremumParams:
     loops: Broadcast
     kind: str
     b_constant: bool = False
+    type: str = "int8_t"
 
 
 @dataclass(frozen=True)
@@ -228,6 +298,23 @@ class SoftmaxFixedParams:
 
 
 @dataclass(frozen=True)
+class SoftmaxWideParams:
+    """``ops/softmax_s16.c.j2``: rows of ``depth``; constants: ``uint32_t`` high and low [256].
+
+    The arithmetic is that of :class:`tinyq.ops.softmax.WideSoftmaxAttrs`.
+    """
+
+    rows: int
+    depth: int
+    levels: int
+    zero_point: int
+    qmin: int
+    qmax: int
+    x_type: str
+    y_type: str
+
+
+@dataclass(frozen=True)
 class MatMulParams:
     """``ops/matmul_s8.c.j2``: y [batch, m, n] from a [batch, m, k] and b [batch, k, n].
 
@@ -251,6 +338,7 @@ class TransposeParams:
 
     shape: Shape
     perm: tuple[int, ...]
+    type: str = "int8_t"
 
 
 @dataclass(frozen=True)
@@ -263,6 +351,7 @@ class ConcatParams:
     outer: int
     inner: tuple[int, ...]
     constants: tuple[int, ...] = ()
+    type: str = "int8_t"
 
 
 @dataclass(frozen=True)
@@ -276,6 +365,7 @@ class SliceParams:
     starts: tuple[int, ...]
     steps: tuple[int, ...]
     sizes: Shape
+    type: str = "int8_t"
 
 
 @dataclass(frozen=True)
@@ -286,6 +376,7 @@ class PadParams:
     before: tuple[int, ...]
     after: tuple[int, ...]
     value: int
+    type: str = "int8_t"
 
 
 @dataclass(frozen=True)
@@ -305,6 +396,7 @@ class MaxPool2dParams:
     dilation_w: int
     pad_top: int
     pad_left: int
+    type: str = "int8_t"
 
 
 @dataclass(frozen=True)
@@ -317,14 +409,15 @@ class ArgMaxParams:
     depth: int
     inner: int
     y_type: str
+    x_type: str = "int8_t"
 
 
 @dataclass(frozen=True)
 class CountRequant:
     """Requantization of sums over ``count`` elements: multiplier, addend, and sums to correct.
 
-    ``fixes`` are (sum, delta), delta added before the clamp. ``ties`` "twice": see
-    :class:`RequantParams`, ``post_shift`` being the signed shift.
+    ``fixes`` are (sum, delta), delta added before the clamp. ``ties`` "twice" and "wide": see
+    :class:`RequantParams`, ``post_shift`` being the signed shift of "twice".
     """
 
     count: int
@@ -333,7 +426,7 @@ class CountRequant:
     pre_shift: int
     post_shift: int
     fixes: tuple[tuple[int, int], ...] = ()
-    ties: Ties | Literal["twice"] = "up"
+    ties: Ties | Literal["twice", "wide"] = "up"
     zero_point: int = 0
 
 
@@ -364,6 +457,9 @@ class AvgPool2dParams:
     requants: tuple[CountRequant, ...]
     qmin: int = -128
     qmax: int = 127
+    x_type: str = "int8_t"
+    y_type: str = "int8_t"
+    acc_type: str = "int32_t"
 
 
 @dataclass(frozen=True)
@@ -377,6 +473,7 @@ class ResizeNearestParams:
     channels: int
     out_h: int
     out_w: int
+    type: str = "int8_t"
 
 
 @dataclass(frozen=True)

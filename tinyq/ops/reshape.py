@@ -33,6 +33,7 @@ class ReshapeAlias(Kernel):
     """Shares memory with the input, always."""
 
     name: ClassVar[str] = "reshape_alias"
+    widths: ClassVar[frozenset[int]] = frozenset({8, 16})
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible."""

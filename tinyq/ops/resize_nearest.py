@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tinyq.errors import error
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, PackedConstant, Refusal, Wide, c_type
 from tinyq.ops.layout import from_nhwc, to_nhwc
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import ResizeNearestParams
@@ -114,7 +114,7 @@ class ResizeNearestS8(Kernel):
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible."""
         a, x, y = attrs_of(node), node.input(0).type.shape, node.output.type
-        params = ResizeNearestParams(x[1], x[2], x[3], y.shape[1], y.shape[2])
+        params = ResizeNearestParams(x[1], x[2], x[3], y.shape[1], y.shape[2], c_type(node.output))
         constants = tuple(
             PackedConstant(suffix, np.asarray(index, np.uint16), "uint16_t")
             for suffix, index in (("rows", a.rows), ("columns", a.columns))
@@ -125,4 +125,4 @@ class ResizeNearestS8(Kernel):
         )  # fmt: skip
 
 
-ResizeNearest.kernels = (ResizeNearestS8(),)
+ResizeNearest.kernels = (ResizeNearestS8(), Wide(ResizeNearestS8(), "resize_nearest_s16"))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tinyq.errors import error
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType, Value
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Sharing
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Sharing, Wide, c_type
 from tinyq.ops.lowering import Emitter
 from tinyq.ops.params import SliceParams
 from tinyq.ops.windows import copy_distance
@@ -135,13 +135,14 @@ class SliceS8(Kernel):
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Always possible."""
         a, y = attrs_of(node), node.output.type
-        params = SliceParams(node.input(0).type.shape, a.starts, a.steps, y.shape)
-        taken = _taken(node)
+        x = node.input(0)
+        params = SliceParams(x.type.shape, a.starts, a.steps, y.shape, c_type(x))
+        taken, size = _taken(node), y.dtype.bytes
         one_run = bool(np.all(np.diff(taken) == 1))
         return KernelCall(
             self.name, "ops/slice_s8.c.j2", params, instructions=3 * y.elements, reason="portable",
-            overlap=copy_distance(taken, np.arange(taken.size)),
-            sharing=Sharing("input", (int(taken[0]),)) if one_run else None,
+            overlap=size * copy_distance(taken, np.arange(taken.size)),
+            sharing=Sharing("input", (size * int(taken[0]),)) if one_run else None,
         )  # fmt: skip
 
 
@@ -152,4 +153,4 @@ def _taken(node: Node) -> npt.NDArray[np.int64]:
     return np.arange(x.elements).reshape(x.shape)[np.ix_(*index)].reshape(-1)
 
 
-Slice.kernels = (SliceS8(),)
+Slice.kernels = (SliceS8(), Wide(SliceS8(), "slice_s16"))

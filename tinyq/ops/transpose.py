@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from tinyq.ir import AnyArray, InvalidGraphError, Node, TensorType
-from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal, Wide, c_type
 from tinyq.ops.params import TransposeParams, merged_permutation
 from tinyq.target import Core
 
@@ -63,9 +63,9 @@ class TransposeS8(Kernel):
         if x.dtype.bytes > 1:  # the bytes of an element move together
             shape, perm = (*shape, x.dtype.bytes), (*perm, len(perm))
         return KernelCall(
-            self.name, "ops/transpose_s8.c.j2", TransposeParams(shape, perm),
+            self.name, "ops/transpose_s8.c.j2", TransposeParams(shape, perm, c_type(node.input(0))),
             instructions=6 * x.elements, reason="portable",
         )  # fmt: skip
 
 
-Transpose.kernels = (TransposeS8(),)
+Transpose.kernels = (TransposeS8(), Wide(TransposeS8(), "transpose_s16"))

@@ -60,11 +60,13 @@ def overlap_distance(
     y_hwc: tuple[int, ...],
     stride_hw: tuple[int, int],
     pads_top_left: tuple[int, int],
+    bytes_xy: tuple[int, int] = (1, 1),
 ) -> int:
     """Least bytes by which y has to begin before x for both to share memory (see KernelCall).
 
     For kernels that write the pixels of y in order, each of them while its window is still read:
-    nothing that this pixel or a later one reads may be written with it.
+    nothing that this pixel or a later one reads may be written with it. ``bytes_xy``: sizes of
+    one element of x and one of y.
     """
     (_, w, c), (oh, ow, oc) = x_hwc, y_hwc
     top = np.maximum(np.arange(oh) * stride_hw[0] - pads_top_left[0], 0)
@@ -72,7 +74,7 @@ def overlap_distance(
     reads = ((top[:, None] * w + left) * c).reshape(-1)
     first = np.minimum.accumulate(reads[::-1])[::-1]
     written = np.arange(1, oh * ow + 1) * oc
-    return int((written - first).max())
+    return int((written * bytes_xy[1] - first * bytes_xy[0]).max())
 
 
 def copy_distance(reads: npt.NDArray[np.int64], writes: npt.NDArray[np.int64]) -> int:

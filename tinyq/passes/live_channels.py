@@ -59,6 +59,8 @@ class _Liveness:
             "resize_nearest": self._tied,
             "rebase": self._tied,
             "lut": self._table,
+            "rescale": self._tied,
+            "curve": self._tied,
             "add": self._binary,
             "mul": self._binary,
             "extremum": self._binary,

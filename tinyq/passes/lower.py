@@ -90,7 +90,9 @@ MOVES: dict[str, MoveRule] = {
 }
 """Operators on integers that move data."""
 
-_ACTIVATIONS = (DType.INT8, DType.UINT8)
+_BYTES = (DType.INT8, DType.UINT8)
+_ACTIVATIONS = (*_BYTES, DType.INT16)
+_REMEDY = "Quantize activations to int8, uint8 or int16, each tensor with one scale."
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -120,7 +122,7 @@ def _array_quant(node: Node) -> QuantParams:
 
 
 def _bad(node: Node, found: str) -> Diagnostic:
-    return Diagnostic("TQ204", found, "", node.name, node.op)
+    return Diagnostic("TQ204", found, _REMEDY, node.name, node.op)
 
 
 def _unfit(value: Value, dtype: DType, quant: QuantParams | None) -> str:
@@ -164,7 +166,7 @@ class _Lowering:
                 128 if of.type.dtype is DType.UINT8 else 0,
             )
             for of, value in self.integers.items()
-            if value in computed and value.type.dtype in (DType.INT8, DType.INT32)
+            if value in computed and value.type.dtype in (DType.INT8, DType.INT16, DType.INT32)
         )
 
     # --- the edges --------------------------------------------------------------------------------
@@ -204,8 +206,8 @@ class _Lowering:
     def _refuse_edge(self, value: Value, found: str, code: str = "TQ202") -> None:
         self.emitter.refusals.append(
             Diagnostic(
-                code, found, "Quantize it to int8 or uint8 by one QuantizeLinear.", value.name,
-                "input",
+                code, found, "Quantize it to int8, uint8 or int16 by one QuantizeLinear.",
+                value.name, "input",
             )
         )  # fmt: skip
 
@@ -291,7 +293,7 @@ class _Lowering:
             codes = cast.input(0)
         index = self.integers.get(codes)
         result = None
-        if index is not None and codes.type.dtype in _ACTIVATIONS:
+        if index is not None and codes.type.dtype in _BYTES:
             quant = self._reader_quant(node.output)
             dtype = node.output.type.dtype
             result = lower_table(self.emitter, node, index, codes.type.dtype, _rebase(quant, dtype))
@@ -346,7 +348,8 @@ class _Lowering:
         array = value.array
         if array.dtype == np.uint8:
             array = (array.astype(np.int16) - 128).astype(np.int8)
-        return self.emitter.constant(value.name, array) if array.dtype == np.int8 else None
+        known = array.dtype in (np.int8, np.int16)
+        return self.emitter.constant(value.name, array) if known else None
 
     def _quantize(self, node: Node) -> None:
         try:
@@ -415,7 +418,7 @@ class _Lowering:
         constants = [c for c in island.constants.values() if c.quant.is_per_tensor]
         binary = next((n for n in island.nodes if n.op in BINARIES), None)
         large = any(c.integers.size > 1 for c in constants)
-        if large and binary is not None and not _channelwise(island):
+        if large and binary is not None and (island.is_wide or not _channelwise(island)):
             return BINARIES[binary.op](self.emitter, island, binary)
         if source.value.type.shape != island.output_shape:
             self.emitter.refuse("TQ203", node, "a constant broadcasts the tensor to a larger one")
@@ -425,7 +428,7 @@ class _Lowering:
     def _island(self, quantize: Node) -> Island | None:
         """The float operators behind ``quantize``; None after refusals."""
         dtype = quantize.output.type.dtype
-        if dtype not in (DType.INT8, DType.UINT8):
+        if dtype not in _ACTIVATIONS:
             raise TinyqError(_bad(quantize, f"activations of type {dtype.value}"))
         nodes: dict[Node, None] = {}
         sources: dict[Value, Source] = {}
@@ -440,7 +443,7 @@ class _Lowering:
         qmin = max(int(quantize.attrs.get("qmin", low)), low) - shift
         qmax = min(int(quantize.attrs.get("qmax", high)), high) - shift
         ordered = tuple(n for n in self.graph.nodes if n in nodes)
-        return Island(quantize, ordered, sources, constants, quant, qmin, qmax, bool(shift))
+        return Island(quantize, ordered, sources, constants, quant, qmin, qmax, dtype)
 
     def _collect(
         self, value: Value, nodes: dict[Node, None], sources: dict[Value, Source],
@@ -457,6 +460,12 @@ class _Lowering:
             return False
         if node.op == "DequantizeLinear":
             return self._dequantized(node, sources, constants)
+        if node.op in MOVES and node.op not in UNARY:
+            self.emitter.refuse(
+                "TQ202", node, "its result is used in float",
+                "Quantize its result: QuantizeLinear and DequantizeLinear behind it.",
+            )  # fmt: skip
+            return False
         if node.op not in CORES and node.op not in UNARY:
             return False  # Refused with every other such node in _refuse_unknown.
         nodes[node] = None

@@ -118,11 +118,12 @@ def _takes(reader: Node, node: Node) -> bool:
         return False
     if min((*a.before, *a.after)) < 0 or reader.input(0) is not node.output:
         return False
-    if node.input(0).type.dtype.limits[0] != -128 or node.output in reader.inputs[1:]:
+    low = node.input(0).type.dtype.limits[0]
+    if low == 0 or node.output in reader.inputs[1:]:
         return False
     if isinstance(reader.attrs, Conv2dAttrs):
         return reader.attrs.x_zero_point == a.value
-    if not isinstance(reader.attrs, MaxPool2dAttrs) or a.value != -128:
+    if not isinstance(reader.attrs, MaxPool2dAttrs) or a.value != low:
         return False
     # A window with no element of the image is refused by kernels.
     w = reader.attrs.window

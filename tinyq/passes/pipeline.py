@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tinyq.errors import Diagnostic, TinyqError
 from tinyq.ir import Graph
+from tinyq.ops.base import width_of
 from tinyq.ops.lowering import Evaluate
 from tinyq.passes.adopt_fixed_point import adopt_fixed_point
 from tinyq.passes.adopt_tflite import adopt_tflite
@@ -37,6 +39,13 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
     weights.
     """
     integer, notes = lower(commute_qdq(graph), evaluate, oracle)
+    wide = [node for node in integer.nodes if width_of(node) > 8]
+    if wide and oracle != "ort":
+        raise TinyqError(
+            Diagnostic("TQ203", f"an int16 tensor under --oracle {oracle}",
+                       "Compile with --oracle ort.", node.name, node.op)
+            for node in wide
+        )  # fmt: skip
     integer, merged = merge_neighbours(merge_reshapes(remove_transposes(integer)))
     integer, cropped = remove_dead_taps(integer)
     notes = (*notes, *merged, *cropped)

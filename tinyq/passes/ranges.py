@@ -17,12 +17,14 @@ import numpy.typing as npt
 from tinyq.ir import Graph, Node, Value
 from tinyq.ops import REGISTRY
 from tinyq.ops.average_pool2d import AveragePool2dAttrs, MeanOracle, attrs_of, counts_of
+from tinyq.ops.base import width_of
 from tinyq.ops.conv2d import Conv2dAttrs
 from tinyq.ops.max_pool2d import window_of
 from tinyq.ops.pad import attrs_of as pad_of
 from tinyq.ops.params import window_counts
 from tinyq.ops.slice import attrs_of as slice_of
 from tinyq.ops.transpose import permutation
+from tinyq.quant import WideLinear
 
 Int64 = npt.NDArray[np.int64]
 
@@ -104,12 +106,16 @@ def _of_constant(value: Value) -> Interval:
 def _linear(node: Node, operands: list[Interval]) -> Interval:
     reached = accumulator_interval(node, operands[0])
     ends = node.attrs.oracle(np.stack([reached.low, reached.high], axis=1))
+    if isinstance(node.attrs.oracle, WideLinear):
+        # Its integers are found later and may round the other way.
+        oracle = node.attrs.oracle
+        ends = np.clip(ends + np.array([-1, 1]), oracle.qmin, oracle.qmax)
     return Interval(ends[:, 0], ends[:, 1])
 
 
 def _average(node: Node, operands: list[Interval]) -> Interval:
     y, x = node.output.type.quant, operands[0]
-    if not isinstance(node.attrs, AveragePool2dAttrs) or y is None:
+    if not isinstance(node.attrs, AveragePool2dAttrs) or y is None or width_of(node) > 8:
         return _any(node.output)
     a = attrs_of(node)
     if a.count_include_pad:
@@ -146,9 +152,15 @@ def _table(node: Node, operands: list[Interval]) -> Interval:
         low = high = table
     codes = np.arange(256)
     inside = (codes >= x.low[:, None]) & (codes <= x.high[:, None])
+    beyond = 1 << 16
     return Interval(
-        np.where(inside, low, 256).min(axis=1), np.where(inside, high, -256).max(axis=1)
+        np.where(inside, low, beyond).min(axis=1), np.where(inside, high, -beyond).max(axis=1)
     )
+
+
+def _monotone(node: Node, operands: list[Interval]) -> Interval:
+    ends = (node.attrs(operands[0].low), node.attrs(operands[0].high))
+    return Interval(np.minimum(*ends), np.maximum(*ends))
 
 
 def _binary(node: Node, operands: list[Interval]) -> Interval:
@@ -230,6 +242,7 @@ _RULES: Mapping[str, Callable[[Node, list[Interval]], Interval]] = {
     "average_pool2d": _average,
     "max_pool2d": _maximum,
     "lut": _table,
+    "rescale": _monotone,
     "add": _binary,
     "mul": _binary,
     "extremum": _binary,

@@ -63,6 +63,8 @@ class _Sinking:
         self.absorb: dict[str, Callable[[Node], bool]] = {
             "transpose": self._transpose,
             "lut": self._elementwise,
+            "rescale": self._elementwise,
+            "curve": self._elementwise,
             "rebase": self._elementwise,
             "add": self._binary,
             "mul": self._binary,
@@ -267,7 +269,9 @@ class _Sinking:
         for node in self.graph.uses(value):
             if node.op == "dense":
                 continue
-            if node.op == "lut" and len(node.input(1).array) == 1:
+            if node.op in ("rescale", "curve") or (
+                node.op == "lut" and len(node.input(1).array) == 1
+            ):
                 if self._only_dense_reads(node.output):
                     continue
                 return False

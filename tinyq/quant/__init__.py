@@ -21,9 +21,11 @@ from tinyq.quant.rounding import (
 )
 from tinyq.quant.staircase import Oracle, Staircase, accumulator_bounds, build_staircase
 from tinyq.quant.synthesis import synthesize, synthesize_alike
+from tinyq.quant.wide import FLOAT32_UNIT, WideLinear, WideRequant, wide_requant
 
 __all__ = [
     "FIX_LIMIT",
+    "FLOAT32_UNIT",
     "Fix",
     "FixedPointLinear",
     "Oracle",
@@ -35,6 +37,8 @@ __all__ = [
     "Rounding",
     "Staircase",
     "Ties",
+    "WideLinear",
+    "WideRequant",
     "accumulator_bounds",
     "apply",
     "build_staircase",
@@ -46,4 +50,5 @@ __all__ = [
     "raw_levels",
     "synthesize",
     "synthesize_alike",
+    "wide_requant",
 ]

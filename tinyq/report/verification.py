@@ -21,7 +21,10 @@ def comparison_table(report: VerifyReport) -> Table:
         right = name in ("integers", "different", "largest", "samples")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for comparison in report.comparisons:
-        table.add_row(*_row(comparison), style="" if comparison.equal else "bold red")
+        told = report.steps is not None and comparison.expected == report.oracle
+        bad = not comparison.equal and not told
+        prefix = "for information: " if told else ""
+        table.add_row(*_row(comparison, prefix), style="bold red" if bad else "")
     for comparison in report.gaps:
         table.add_row(*_row(comparison, "for information: "), style="dim")
     return table
@@ -75,6 +78,8 @@ def layers_table(report: VerifyReport) -> Table:
 
 def first_difference(report: VerifyReport) -> str:
     """Where the runs first part; empty when they agree."""
+    if report.steps is not None and report.equal:
+        return ""
     wrong = next((c for c in report.comparisons if not c.equal), None)
     layer = next((x for x in report.layers if x.different or x.oracle_different), None)
     parts = []
@@ -176,9 +181,32 @@ def _accuracy(report: VerifyReport) -> str:
     return text
 
 
+def steps_text(report: VerifyReport) -> str:
+    """What the layers gave on the oracle's own inputs; empty where outputs were compared."""
+    steps = report.steps
+    if steps is None:
+        return ""
+    text = (
+        f"{report.oracle} computes layers with int16 tensors in float32. On its own inputs, "
+        f"{count(steps.different)} of {count(steps.compared)} integers of {steps.layers} layers "
+        f"differ from the exact result, by {steps.largest} at most"
+    )
+    if steps.unexplained:
+        names = ", ".join(steps.unexplained_layers[:3])
+        return f"{text}; {count(steps.unexplained)} beyond float32's error, in {names}."
+    return f"{text}, all within float32's error of a rounding boundary."
+
+
 def verdict(report: VerifyReport) -> Text:
     """The one line that matters."""
     place = report.device.port if report.device is not None else _where(report)
+    if report.equal and report.steps is not None:
+        return Text(
+            f"EQUAL: the integer reference and the C on {place} agree on all "
+            f"{count(report.outputs_compared)} output integers, and with {report.oracle} to its "
+            "rounding on every layer.",
+            "bold green",
+        )
     if report.equal:
         return Text(
             f"EQUAL: {report.oracle}, the integer reference and the C on {place} agree "
@@ -198,6 +226,8 @@ def verify_report(report: VerifyReport) -> RenderableType:
     """The whole report of a verification, the verdict last."""
     parts: list[RenderableType] = [layers_table(report)] if report.layers else []
     parts += [comparison_table(report), figures(report)]
+    if report.steps is not None:
+        parts.append(Text(steps_text(report)))
     where = first_difference(report)
     if where:
         parts.append(Text(where, "red"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tinyq.errors import Diagnostic, TinyqError
 from tinyq.ir import Graph, Node
-from tinyq.ops.base import Kernel, KernelCall, Operator
+from tinyq.ops.base import Kernel, KernelCall, Operator, width_of
 from tinyq.ops.fixed_point import is_fixed_point
 from tinyq.select.schedule import Candidate, Goal, Layer, Libraries, Schedule
 from tinyq.target import Core
@@ -51,7 +51,7 @@ def select(
     for node in graph.nodes:
         key = _question(node)
         if key not in known:
-            kernels = [k for k in table[node.op].kernels if _is_asked(k, libraries)]
+            kernels = [k for k in table[node.op].kernels if _is_asked(k, node, libraries)]
             known[key] = node, [_ask(k, node, core, libraries) for k in kernels]
         asked = known[key][1]
         if table[node.op].macs(node) and node.name not in wanted:
@@ -91,8 +91,8 @@ def _registered() -> Mapping[str, Operator]:
     return REGISTRY.operators
 
 
-def _is_asked(kernel: Kernel, libraries: Libraries | None) -> bool:
-    return not kernel.library or libraries is not None
+def _is_asked(kernel: Kernel, node: Node, libraries: Libraries | None) -> bool:
+    return width_of(node) in kernel.widths and (not kernel.library or libraries is not None)
 
 
 def _ask(kernel: Kernel, node: Node, core: Core, libraries: Libraries | None) -> Candidate:

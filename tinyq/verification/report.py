@@ -71,12 +71,37 @@ class RunReport:
 
 
 @dataclass(frozen=True)
+class StepsReport:
+    """Single layers on the oracle's own inputs (:mod:`tinyq.verification.stepwise`).
+
+    ``layers`` were compared, ``layers_different`` of them differ somewhere. ``unexplained`` of the
+    ``different`` elements are off by more than one, or where float32 cannot err so far, in the
+    layers ``unexplained_layers``.
+    """
+
+    layers: int
+    compared: int
+    layers_different: int
+    different: int
+    largest: int
+    unexplained: int
+    unexplained_layers: tuple[str, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every difference is explained, and something was compared."""
+        return self.compared > 0 and not self.unexplained
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """The verdict and every figure of one verification; sizes in bytes.
 
     ``equal``: the oracle, the integer reference and the C agree on every output integer of every
-    sample (and, with ``layers``, on every layer). ``comparisons`` are the pairs that make the
-    verdict; ``gaps`` compare the oracle with the same framework in other settings, as information.
+    sample (and, with ``layers``, on every layer). With int16 activations: reference and C agree on
+    every integer, and ``steps``, else None, on every layer. ``comparisons`` are the pairs that make
+    the verdict; ``gaps`` compare the oracle with the same framework in other settings, as
+    information.
     ``flash_bytes`` is code and constants of the network alone; ``ram_bytes`` is arena, variables
     and measured stack. Fields that an emulator cannot measure are None. Of several emulators
     (``emulator`` names them with commas, ``runs`` has each) outputs are counted over all, and
@@ -113,6 +138,7 @@ class VerifyReport:
     board: str = ""
     runs: tuple[RunReport, ...] = ()
     notes: tuple[str, ...] = ()
+    steps: StepsReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready object with every field."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from tinyq.build import Footprint, Network, load_network
 from tinyq.device import DeviceOptions, run_on_device
@@ -19,12 +18,19 @@ from tinyq.emulate.choice import choose
 from tinyq.emulate.network import RunOptions, run_everywhere
 from tinyq.emulate.trace import RunTrace
 from tinyq.errors import error
-from tinyq.ir import AnyArray, Graph, Origin
+from tinyq.ir import AnyArray, Graph
 from tinyq.target import load_board, load_core
 from tinyq.verification.compare import Comparison, compare
 from tinyq.verification.reference import interpret
-from tinyq.verification.report import DeviceReport, LayerReport, RunReport, VerifyReport
+from tinyq.verification.report import (
+    DeviceReport,
+    LayerReport,
+    RunReport,
+    StepsReport,
+    VerifyReport,
+)
 from tinyq.verification.samples import SampleSet, load_labels, load_samples, random_samples
+from tinyq.verification.stepwise import Step, compare_steps, is_rounded_once, kept_channels
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many steps are done, and of how many."""
@@ -265,6 +271,7 @@ class _Reference:
     outputs: list[AnyArray]
     tensors: dict[str, AnyArray]
     oracle_layers: dict[str, int]
+    steps: dict[str, Step]
 
     def tensor_of(self, layer: Mapping[str, Any]) -> AnyArray | None:
         """What a layer of the manifest has to compute: for a stripe, its rows of a tensor."""
@@ -292,35 +299,36 @@ def _run_reference(
     rows: list[tuple[AnyArray, ...]] = []
     by_tensor: dict[str, list[AnyArray]] = {}
     oracle_layers: dict[str, int] = {}
+    steps: dict[str, Step] = {}
+    stepwise = is_rounded_once(subject.graph)
     for k in range(samples.count):
         tell("running the integer reference", k, samples.count)
         inputs = _one(subject, samples, k)
         values = interpret(subject.graph, inputs)
         rows.append(tuple(v.array if v.is_constant else values[v] for v in subject.graph.outputs))
+        if stepwise:
+            found = compare_steps(subject.graph, inputs, subject.oracle.run_exposed(inputs))
+            for name, step in found.items():
+                steps[name] = steps[name] + step if name in steps else step
         if not layers:
             continue
         for value, array in values.items():
             by_tensor.setdefault(value.name, []).append(array.reshape(-1))
+        if stepwise:
+            continue
         exposed = subject.oracle.run_exposed(inputs)
         for origin in subject.graph.origins:
             if origin.name in exposed:
                 ours = np.transpose(values[origin.value].reshape(origin.shape), origin.perm)
-                theirs = _kept(exposed[origin.name].astype(np.int64), origin) - origin.offset
+                theirs = (
+                    kept_channels(exposed[origin.name].astype(np.int64), origin) - origin.offset
+                )
                 wrong = int(np.count_nonzero(ours.astype(np.int64).reshape(-1) != theirs.ravel()))
                 node_name = subject.graph.producers[origin.value].name
                 oracle_layers[node_name] = oracle_layers.get(node_name, 0) + wrong
     stacked = {name: np.stack(arrays) for name, arrays in by_tensor.items()}
-    return _Reference(_stacked(rows), stacked, oracle_layers)
-
-
-def _kept(theirs: npt.NDArray[np.int64], origin: Origin) -> npt.NDArray[np.int64]:
-    """The oracle's tensor without the channels that the graph has lost."""
-    if origin.kept is None:
-        return theirs
-    axis = origin.perm.index(len(origin.shape) - 1)
-    shape = [origin.shape[k] for k in origin.perm]
-    shape[axis] = -1
-    return np.take(theirs.reshape(shape), origin.kept, axis=axis)
+    oracle_layers |= {name: step.different for name, step in steps.items()}
+    return _Reference(_stacked(rows), stacked, oracle_layers, steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,9 +357,15 @@ def _report(subject: Subject, options: VerifyOptions, found: _Found, start: floa
     )  # fmt: skip
     gaps = tuple(compare(oracle, (name, expected[name]), names) for name in subject.gaps)
     layers = _layers(subject, found.reference, runs) if options.layers else ()
-    equal = all(c.equal for c in comparisons) and not any(
-        layer.different or layer.oracle_different for layer in layers
-    )
+    steps = _steps(subject.graph, found.reference.steps)
+    if steps is None:
+        equal = all(c.equal for c in comparisons) and not any(
+            layer.different or layer.oracle_different for layer in layers
+        )
+    else:
+        own = [c for c in comparisons if c.expected == "reference"]
+        equal = all(c.equal for c in own) and steps.agrees
+        equal = equal and not any(layer.different for layer in layers)
     equal = equal and all(run.device is None or run.device.golden_passed for run in runs)
     built = next((run for run in runs if run.footprint is not None), runs[0])
     counts, footprint = built.trace.instructions_per_inference, built.footprint
@@ -380,6 +394,7 @@ def _report(subject: Subject, options: VerifyOptions, found: _Found, start: floa
         comparisons=comparisons,
         gaps=gaps,
         layers=layers,
+        steps=steps,
         host=host_description(),
         seconds=round(time.monotonic() - start, 3),
         device=built.device,
@@ -430,6 +445,20 @@ def _layers(
             )
         )  # fmt: skip
     return tuple(made)
+
+
+def _steps(graph: Graph, steps: Mapping[str, Step]) -> StepsReport | None:
+    """The comparison of single layers; None where outputs are compared instead."""
+    if not is_rounded_once(graph):
+        return None
+    total = Step(0, 0, 0, 0)
+    for step in steps.values():
+        total += step
+    return StepsReport(
+        len(steps), total.compared, sum(1 for step in steps.values() if step.different),
+        total.different, total.largest, total.unexplained,
+        tuple(name for name, step in steps.items() if step.unexplained),
+    )  # fmt: skip
 
 
 def _accuracy(outputs: Sequence[AnyArray], labels: AnyArray | None) -> float | None:

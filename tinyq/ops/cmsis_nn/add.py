@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 
 from tinyq.ir import Node
-from tinyq.ops.add import AddAttrs, same_size_inputs
+from tinyq.ops.add import AddAttrs
 from tinyq.ops.base import KernelCall, Refusal
-from tinyq.ops.binary import CODES, apply_fixes
+from tinyq.ops.binary import CODES, apply_fixes, same_size_inputs
 from tinyq.ops.cmsis_nn.calls import CmsisElementwiseParams, CmsisKernel, by_isa, uses
 from tinyq.ops.cmsis_nn.elementwise import differing_pairs, operands_of, three_quants
 from tinyq.ops.fixed_point import ADD_LEFT_SHIFT, Differences, FixedPointAdd

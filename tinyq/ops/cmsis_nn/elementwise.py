@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tinyq.ir import Node, QuantParams
-from tinyq.ops.add import constant_operands
 from tinyq.ops.base import PackedConstant
-from tinyq.ops.binary import CODES
+from tinyq.ops.binary import CODES, constant_operands
 from tinyq.ops.fixed_point import Differences, FixedPointAttrs
 from tinyq.quant.staircase import Int64
 
