@@ -60,8 +60,6 @@ class TransposeS8(Kernel):
         """Always possible."""
         x = node.input(0).type
         shape, perm = merged_permutation(x.shape, permutation(node))
-        if x.dtype.bytes > 1:  # the bytes of an element move together
-            shape, perm = (*shape, x.dtype.bytes), (*perm, len(perm))
         return KernelCall(
             self.name, "ops/transpose_s8.c.j2", TransposeParams(shape, perm, c_type(node.input(0))),
             instructions=6 * x.elements, reason="portable",
