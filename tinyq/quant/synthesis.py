@@ -52,9 +52,6 @@ _PLANS = (
 """In order of preference; a later one must leave fewer accumulators to fix, and few once one is
 exact."""
 
-_RARE = 1e-5
-"""Differing accumulators by reachable ones up to which one inexact form is as good as another."""
-
 
 @dataclass(frozen=True, eq=False)
 class _Choice:
@@ -74,14 +71,13 @@ def synthesize(stair: Staircase, scale_hint: Float64, *, uniform_shift: bool = F
     never give channels shifts of their own, even if that costs fixes.
     Prefers the plain form with one post_shift while it needs few fixes, then other ties, then more
     fixes, then shifts per channel; within a form the fewest accumulators that differ, then the
-    smallest pre_shift. Where no form is exact, the plain one is taken if it hardly ever differs.
-    Raises ValueError if the accumulators do not fit int32. If more than FIX_LIMIT accumulators
+    smallest pre_shift. Raises ValueError if the accumulators do not fit int32. If more than FIX_LIMIT accumulators
     differ, the result carries no fixes and is marked inexact.
     """
     hint = np.broadcast_to(np.asarray(scale_hint, np.float64), (stair.channels,))
     if np.any(~np.isfinite(hint) | (hint <= 0)):
         raise ValueError("scales must be positive and finite")
-    plain = best = _synthesize(stair, hint, _PLANS[0])
+    best = _synthesize(stair, hint, _PLANS[0])
     for plan in _PLANS[1:]:
         if best.proof.mismatches <= FEW_FIXES:
             break
@@ -91,8 +87,7 @@ def synthesize(stair: Staircase, scale_hint: Float64, *, uniform_shift: bool = F
         allowed = FEW_FIXES if best.proof.exact else best.proof.mismatches - 1
         if requant.proof.mismatches <= allowed:
             best = requant
-    rare = plain.proof.mismatches <= _RARE * plain.proof.reachable
-    return plain if rare and not best.proof.exact else best
+    return best
 
 
 def _synthesize(stair: Staircase, hint: Float64, plan: _Plan) -> Requant:
