@@ -71,8 +71,8 @@ def synthesize(stair: Staircase, scale_hint: Float64, *, uniform_shift: bool = F
     never give channels shifts of their own, even if that costs fixes.
     Prefers the plain form with one post_shift while it needs few fixes, then other ties, then more
     fixes, then shifts per channel; within a form the fewest accumulators that differ, then the
-    smallest pre_shift. Raises ValueError if the accumulators do not fit int32. If more than FIX_LIMIT
-    accumulators differ, the result carries no fixes and is marked inexact.
+    smallest pre_shift. Raises ValueError if the accumulators do not fit int32. If more than
+    FIX_LIMIT accumulators differ, the result carries no fixes and is marked inexact.
     """
     hint = np.broadcast_to(np.asarray(scale_hint, np.float64), (stair.channels,))
     if np.any(~np.isfinite(hint) | (hint <= 0)):
