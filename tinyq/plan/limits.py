@@ -12,7 +12,7 @@ import numpy as np
 from tinyq.errors import Diagnostic, TinyqError, error
 from tinyq.ir import Graph
 from tinyq.ops.base import KernelCall
-from tinyq.plan.exchange import cost_of, exchanges
+from tinyq.plan.exchange import Exchange, exchanges
 from tinyq.plan.memory import MemoryPlan, plan_shared
 from tinyq.plan.order import order_layers
 from tinyq.plan.stripes import StripeSearch
@@ -112,9 +112,9 @@ def fit(
     raise TinyqError([replace(p, remedy=f"{p.remedy} {more}".strip()) for p in problems])
 
 
-_WORTH = {Goal.SPEED: 0.0, Goal.BALANCED: 0.25, Goal.SIZE: 1.0}
-"""Of a share of the arena that is saved, the share of the cost that it may take; for the smallest
-code: bytes of flash for a byte of the arena."""
+_WORTH = {Goal.SPEED: 0.0, Goal.BALANCED: 0.5, Goal.SIZE: 1.0}
+"""Of a share of the arena that is saved, the shares of instructions and flash that it may take; for
+the smallest code: bytes of flash for a byte of the arena."""
 
 
 def _whole(schedule: Schedule) -> Fitted:
@@ -145,12 +145,23 @@ def _worth_it(schedule: Schedule) -> Schedule:
     if not worth:
         return schedule
     found = list(exchanges(schedule))
-    total, arena = 1.0, 1.0
-    if schedule.goal is Goal.BALANCED:
-        total = sum(cost_of(layer) for layer in schedule.layers)
-        arena = found[0].needed
-    best = min(found, key=lambda e: e.cost / max(1.0, total) + worth * e.needed / max(1.0, arena))
-    return best.schedule
+    if schedule.goal is Goal.SIZE:
+        return min(found, key=lambda e: e.cost + worth * e.needed).schedule
+    time, flash, arena = _shares(found[0])
+
+    def score(exchange: Exchange) -> float:
+        parts = _shares(exchange)
+        return parts[0] / time + parts[1] / flash + worth * parts[2] / arena
+
+    return min(found, key=score).schedule
+
+
+def _shares(exchange: Exchange) -> tuple[float, float, float]:
+    """Instructions, bytes of flash and bytes of arena, none of them zero."""
+    layers = exchange.schedule.layers
+    time = sum(layer.call.instructions for layer in layers)
+    flash = sum(layer.call.flash_bytes for layer in layers)
+    return max(1.0, time), max(1.0, flash), max(1.0, exchange.needed)
 
 
 def _exchanged(before: MemoryPlan, after: MemoryPlan) -> str:
