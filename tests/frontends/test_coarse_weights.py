@@ -158,7 +158,7 @@ def test_compiled_and_verified(tmp_path: Path) -> None:
     onnx.save(network().model(), str(path))
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(-128, 127, (6, 3, 6, 6)))
     compiled = tinyq.compile(
-        path, output=tmp_path / "out", target="cortex-m0plus", weights="apot4", optimize="size",
+        path, output=tmp_path / "out", target="cortex-m0plus", weights="apot4", kernels="packed",
         weights_samples=str(tmp_path / "x.npy"),
     )  # fmt: skip
     assert any("2 layers rounded to apot4" in note for note in compiled.notes)

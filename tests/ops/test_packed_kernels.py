@@ -346,8 +346,7 @@ def test_emulated_core_equals_onnxruntime(target: str, kernel: str, tmp_path: Pa
         DEPTHWISE_SUMS: lambda: conv("int8", 24, 24, groups=24, size=(6, 5)),
     }.get(kernel, lambda: conv("apot4", 24, 16, size=(9, 8)))
     onnx.save(build().model(), str(model))
-    goal = "size" if kernel == CONV else "balanced"
-    kernels = "shift" if target == SLOW else "tinyq"
+    goal, kernels = ("balanced", "shift") if target == SLOW else ("speed", "packed")
     compiled = tinyq.compile(
         model, output=tmp_path / "out", target=target, optimize=goal, kernels=kernels
     )
