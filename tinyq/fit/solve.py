@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -38,9 +39,12 @@ def least(problem: Problem, what: Quantity, budget: Budget) -> int | None:
 
 
 def integer_errors(problem: Problem) -> list[list[int]]:
-    """Errors of every layer's options, whole numbers of which the largest sum is about 1e9."""
+    """Errors of every layer's options, whole numbers of which the largest sum is about 1e9.
+
+    The unit is a power of two, so that sums of few binary places that are equal stay equal.
+    """
     total = sum(max(abs(o.error) for o in layer.options) for layer in problem.layers)
-    unit = total / _UNITS if total > 0 else 1.0
+    unit = 2.0 ** math.ceil(math.log2(total / _UNITS)) if total > 0 else 1.0
     return [[round(o.error / unit) for o in layer.options] for layer in problem.layers]
 
 
