@@ -39,7 +39,7 @@ def least(problem: Problem, what: Quantity, budget: Budget) -> int | None:
 
 
 def integer_errors(problem: Problem) -> list[list[int]]:
-    """Errors of every layer's options, whole numbers of which the largest sum is about 1e9.
+    """Errors of every layer's options, whole numbers whose largest sum is 0.5e9 to 1e9.
 
     The unit is a power of two, so that sums of few binary places that are equal stay equal.
     """
