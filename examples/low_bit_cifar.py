@@ -209,11 +209,13 @@ class Laboratory:
 
     def exported(self, model: fx.GraphModule, run: Run, data: Data) -> dict[str, Any]:
         """Accuracy of the exported file, and how its integers compare with PyTorch's."""
-        import onnxruntime
+        import onnx
+
+        from tinyq.ptq.observe import session as quantized_session
 
         path = tinyq.learn.export(model, self.folder / f"{run.name}.onnx")
         converted = tinyq.learn.convert(model)
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = quantized_session(onnx.load(path))
         images, name = data.x_test.contiguous(), session.get_inputs()[0].name
         with torch.no_grad():
             own = torch.cat([converted(part) for part in images.split(250)]).numpy()

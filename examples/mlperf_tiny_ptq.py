@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 
 import tinyq
 from tinyq.ptq import CalibrationData, PtqConfig, from_arrays, inputs_of, quantize
+from tinyq.ptq.observe import session as quantized_session
 from tinyq.verification.verify import VerifyOptions
 
 MODELS = Path(os.environ.get("TINYQ_MODELS", "../shared/models"))
@@ -93,11 +93,7 @@ def _mel_filters(bands: int, size: int, rate: int) -> Array:
 
 def run(model: onnx.ModelProto, x: Array, batch: int = 50) -> Array:
     """First output on all samples."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = quantized_session(model)
     name = session.get_inputs()[0].name
     parts = [session.run(None, {name: x[i : i + batch]})[0] for i in range(0, len(x), batch)]
     return np.concatenate(parts)

@@ -138,9 +138,11 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch: int = 250) -> float:
 
 def onnx_accuracy(path: str | Path, x: Tensor, y: Tensor, batch: int = 250) -> float:
     """Percent right, in onnxruntime."""
-    import onnxruntime
+    import onnx
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    from tinyq.ptq.observe import session as quantized_session
+
+    session = quantized_session(onnx.load(path))
     name = session.get_inputs()[0].name
     right = 0
     for a, b in zip(x.split(batch), y.split(batch), strict=True):

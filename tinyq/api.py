@@ -477,9 +477,11 @@ def open_folder(folder: Path, layers: bool = False) -> Subject:
     known = {name for node in proto.graph.node for name in node.output}
     names = dict.fromkeys(o.name for o in origins if o.name in known)
     gaps = {
-        "onnxruntime (x86 default)": OrtOracle(proto, graph, integer_kernels=False),
+        "onnxruntime (x86 default)": OrtOracle(
+            proto, graph, integer_kernels=False, whole_sums=False
+        ),
         "onnxruntime (not optimised)": OrtOracle(
-            proto, graph, integer_kernels=False, optimise=False
+            proto, graph, integer_kernels=False, optimise=False, whole_sums=False
         ),
     }
     oracle = OrtOracle(proto, graph, expose=tuple(names))

@@ -111,6 +111,7 @@ def samples(*shape: int, seed: int = 1) -> Array:
 
 def run(model: onnx.ModelProto, x: Array, optimize: bool = True) -> list[Array]:
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # no sum saturates
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     if not optimize:

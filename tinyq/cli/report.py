@@ -9,7 +9,7 @@ import typer
 
 from tinyq.cli.console import Quiet, guarded, progress, save_file
 from tinyq.cli.profile import clock_of
-from tinyq.cli.verify import DIFFERENT, Folder
+from tinyq.cli.verify import DIFFERENT, Folder, Labels, Random, Samples, Seed
 from tinyq.errors import error
 
 _RANDOM = 20
@@ -21,20 +21,10 @@ def report_command(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")
     ] = Path("report.html"),
-    samples: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=".npy, .npz with `x` (and `y`, the labels), or a folder of .npy.",
-        ),
-    ] = None,
-    random: Annotated[
-        int | None, typer.Option(metavar="N", help="Random samples instead.", show_default="20")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random samples.")] = 0,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Labels, for accuracy: .npy or .npz (`y`).")
-    ] = None,
+    samples: Samples = None,
+    random: Random = None,
+    seed: Seed = 0,
+    labels: Labels = None,
     board: Annotated[
         str, typer.Option(help="A board whose clock gives milliseconds (`tinyq boards`).")
     ] = "",

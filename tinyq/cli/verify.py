@@ -30,6 +30,19 @@ Toolchain = Annotated[
         show_default=False,
     ),
 ]
+Samples = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help=".npy, .npz with `x` (and `y`, the labels), or a folder of .npy."
+    ),
+]
+Random = Annotated[
+    int | None, typer.Option(metavar="N", help="Random samples instead.", show_default="20")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the random samples.")]
+Labels = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Labels, for accuracy: .npy or .npz (`y`).")
+]
 
 
 @guarded
@@ -37,20 +50,10 @@ def verify_command(
     folder: Folder,
     emulator: Emulator = "",
     toolchain: Toolchain = "",
-    samples: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=".npy, .npz with `x` (and `y`, the labels), or a folder of .npy.",
-        ),
-    ] = None,
-    random: Annotated[
-        int | None, typer.Option(metavar="N", help="Random samples instead.", show_default="20")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random samples.")] = 0,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Labels, for accuracy: .npy or .npz (`y`).")
-    ] = None,
+    samples: Samples = None,
+    random: Random = None,
+    seed: Seed = 0,
+    labels: Labels = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Compare and count layer by layer too.")
     ] = False,

@@ -11,6 +11,7 @@ import onnx
 from onnx import helper
 
 from tinyq.frontends.ort import session
+from tinyq.frontends.whole_sums import with_whole_sums
 from tinyq.ir import AnyArray, Graph, Value
 from tinyq.ops.reals import is_found_scale, scale_parts
 
@@ -21,12 +22,14 @@ class OrtOracle:
 
     Float inputs of the model are fed the reals of the integers, float outputs are read before
     their last DequantizeLinear, or, where moves follow it, turned back into its integers.
+    whole_sums: no sum saturates, which it may on x86 (:mod:`tinyq.frontends.whole_sums`).
     """
 
     model: onnx.ModelProto
     graph: Graph
     integer_kernels: bool = True
     optimise: bool = True
+    whole_sums: bool = True
     expose: tuple[str, ...] = ()
     _sessions: dict[str, Any] = field(default_factory=dict)
 
@@ -53,6 +56,8 @@ class OrtOracle:
     def _run(self, inputs: Mapping[str, AnyArray]) -> tuple[AnyArray, ...]:
         if "s" not in self._sessions:
             model = integer_edges(self.model, self._dynamic(), self.expose)
+            if self.whole_sums:
+                model = with_whole_sums(model)
             self._sessions["s"] = session(
                 model.SerializeToString(), self.optimise, self.integer_kernels
             )
