@@ -257,10 +257,11 @@ def programme(experiment: str, seeds: int) -> list[Run]:
     if experiment == "quantizers":
         return [r for q in ("uniform", "apot", "pot") for r in ladder(q)]
     if experiment == "estimators":
-        wider = ladder("uniform")[1]
+        widened = ladder("uniform")[:2]
         methods = ("ste", "ewgs", "dsq", "daq")
         return [
-            Run(experiment, m, 2, 2, seed, start=wider) for seed in range(seeds) for m in methods
+            *widened,
+            *(Run(experiment, m, 2, 2, s, start=widened[-1]) for s in range(seeds) for m in methods),
         ]
     methods = ("ewgs-unguarded", "ewgs-guarded", "ste-guarded")
     return [Run(experiment, m, 2, 2, s, "apot") for s in range(seeds) for m in methods]
