@@ -281,6 +281,8 @@ def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess
         ([], {"TINYQ_QEMU": "no-such-qemu"}, 7, "TQ403"),
         (["--emulator", "bochs"], {}, 5, "TQ303"),
         (["--emulator", "unicorn", "--target", "cortex-m55"], {}, 7, "TQ409"),
+        (["--emulator", "qemu,renode"], {"RENODE": "no-such-renode"}, 7, "TQ403"),
+        (["--emulator", "renode", "--target", "cortex-m55"], {}, 7, "TQ409"),
     ],
 )
 def test_missing_or_unknown_programs(

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from tinyq.build.uart import DRIVERS
+from tinyq.build.uart import divisor as uart_divisor
 from tinyq.errors import TinyqError
-from tinyq.export.uart import DRIVERS, divisor
 from tinyq.target import Board, board_names, load_board
 
 BOARDS = [b for b in map(load_board, board_names()) if b.console is not None and b.console.ready]
@@ -32,6 +33,11 @@ DIVISORS = [
     ("teensy-4.1", 115200, 13),
     ("qemu-mps2-an385", 115200, 217),
 ]
+
+
+def divisor(board: Board, baud: int) -> int:
+    assert board.console is not None
+    return uart_divisor(board.title, board.console, baud)
 
 
 @pytest.mark.parametrize(("name", "baud", "value"), DIVISORS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyq.build.network import Network
-from tinyq.target import Board, Core, Peripheral
+from tinyq.target import Board, Console, Core, Peripheral
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,25 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class UartPort:
+    """How firmware reaches the host without files: ``templates/boot/port_memory.c``.
+
+    Samples lie in memory at ``samples``, results go over ``console``. Where instructions are to be
+    counted, the emulator notes their number each time ``tinyq_mark`` is entered.
+    """
+
+    console: Console
+    samples: int
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A program that runs one network over a file of samples.
 
     ``core``, ``board`` and ``footprint`` are ``None`` in a build for the host. ``profiled`` builds
     record each layer's output and instructions; their totals include the hooks. ``toolchain``
     names the compiler of firmware, ``compiler`` is the version that it states; ``timer`` counts on
-    a board whose emulated machine has none.
+    a board whose emulated machine has none. ``uart`` is what firmware without files reports over.
     """
 
     network: Network
@@ -49,3 +61,4 @@ class Artifact:
     toolchain: str = ""
     compiler: str = ""
     timer: Peripheral | None = None
+    uart: UartPort | None = None

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinyq.build.arm import ArmToolchain, arm_toolchain
-from tinyq.build.artifact import Artifact, Footprint
+from tinyq.build.artifact import Artifact, Footprint, UartPort
 from tinyq.build.elf import read_elf, require_integer_only
 from tinyq.build.harness import boot_dir, write_config
 from tinyq.build.libraries import library_build
 from tinyq.build.network import Network
 from tinyq.build.toolchain import WARNINGS
+from tinyq.build.uart import uart_dir, uart_source
 from tinyq.codegen.environment import render
 from tinyq.errors import error
 from tinyq.target import Board, Core, Peripheral, load_board
 
-_SOURCES = ("harness.c", "port_semihosting.c", "startup.c")
+_SOURCES = ("harness.c", "startup.c")
 _COMMON = ("-std=c99", *WARNINGS, "-Werror", "-ffunction-sections", "-fdata-sections")
 _ENTRY = "-Wl,-e,Reset_Handler"
 STACK_BYTES = 64 * 1024
@@ -33,15 +34,17 @@ def build_firmware(
     stack_bytes: int = 0,
     toolchain: str = "",
     timer: Peripheral | None = None,
+    uart: UartPort | None = None,
 ) -> Artifact:
     """Compile ``network`` for ``core`` and link it for ``board`` into ``folder`` (made if missing).
 
     ``stack_bytes`` is the room for the stack (0: what :func:`stack_room` gives the board).
     ``toolchain`` names a compiler (:func:`arm_toolchain`). ``timer`` counts where QEMU's machine
-    has none. ``profile`` calls the harness around every layer. ``allow_float`` builds with the
-    core's FPU (or soft float) and drops the check that no floating-point code is in the ELF. Raises
-    TQ401 without a compiler, TQ402 when the code does not compile, TQ405 when it does not fit and
-    TQ406 for floating-point code in an integer build.
+    has none. With ``uart`` the firmware does without semihosting's files. ``profile`` calls the
+    harness around every layer. ``allow_float`` builds with the core's FPU (or soft float) and drops
+    the check that no floating-point code is in the ELF. Raises TQ401 without a compiler, TQ402 when
+    the code does not compile, TQ405 when it does not fit and TQ406 for floating-point code in an
+    integer build.
     """
     tools = arm_toolchain(toolchain)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,10 +59,10 @@ def build_firmware(
         footprint = _measure(tools, network, core, objects, script, allow_float=allow_float)
         _require_stack(footprint, stack_bytes)
     write_config(network, folder)
-    around = [*flags, *_port_flags(board, timer), f"-I{network.folder}", f"-I{folder}"]
-    for name in _SOURCES:
-        objects.append(folder / f"{name[:-2]}.o")
-        tools.compile(boot_dir() / name, objects[-1], around)
+    around = [*flags, *_port_flags(board, timer, uart), f"-I{network.folder}", f"-I{folder}"]
+    for source in [*(boot_dir() / name for name in _SOURCES), *_port_sources(board, uart, folder)]:
+        objects.append(folder / f"{source.stem}.o")
+        tools.compile(source, objects[-1], around)
     executable = folder / "firmware.elf"
     tools.link(core, objects, executable, script, [_ENTRY], allow_float=allow_float)
     return Artifact(
@@ -72,6 +75,7 @@ def build_firmware(
         tools.name,
         tools.version,
         timer,
+        uart,
     )
 
 
@@ -134,9 +138,21 @@ def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:
     return script
 
 
-def _port_flags(board: Board, other: Peripheral | None) -> list[str]:
+def _port_sources(board: Board, uart: UartPort | None, folder: Path) -> list[Path]:
+    """C files of the harness's port; that of a UART is written to ``folder``."""
+    if uart is None:
+        return [boot_dir() / "port_semihosting.c"]
+    driver = folder / "uart.c"
+    driver.write_text(uart_source(board.title, uart.console), encoding="utf-8")
+    return [boot_dir() / "port_memory.c", driver]
+
+
+def _port_flags(board: Board, other: Peripheral | None, uart: UartPort | None) -> list[str]:
     """Definitions that tell the harness which timer the board has, or the ``other`` that counts."""
     flags = ["-DTINYQ_FIRMWARE"]
+    if uart is not None:
+        samples = f"-DTINYQ_SAMPLES={uart.samples:#x}u"
+        return [*flags, "-DTINYQ_TIMER=TIMER_MARK", samples, f"-I{boot_dir()}", f"-I{uart_dir()}"]
     timer = (board.qemu.timer if board.qemu is not None else None) or other
     if timer is None:
         return [*flags, "-DTINYQ_TIMER=TIMER_NONE"]

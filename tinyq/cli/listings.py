@@ -15,6 +15,7 @@ from tinyq.errors import CATALOG, error
 def targets_command(as_json: Json = False) -> None:
     """List the cores, the emulators of each, and which emulators and compilers are installed."""
     from tinyq.emulate import tools
+    from tinyq.emulate.renode_platform import CPUS
     from tinyq.emulate.unicorn import MODELS
     from tinyq.target import core_names, load_board, load_core
 
@@ -33,6 +34,7 @@ def targets_command(as_json: Json = False) -> None:
         isas = ", ".join(f"{i} (default)" if i == core.default_isa else i for i in core.isas)
         machine = f"qemu ({qemu.machine})" if qemu else "-"
         machine += ", unicorn" if core.name in MODELS else ""
+        machine += ", renode" if core.name in CPUS else ""
         table.add_row(core.name, core.title, core.architecture, isas, core.fpu, machine)
     show(table)
     typer.echo(

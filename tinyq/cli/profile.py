@@ -40,7 +40,8 @@ def profile_command(
     emulator: Annotated[
         str,
         typer.Option(
-            help="qemu or unicorn; by default qemu, or unicorn where qemu is not installed.",
+            help="qemu, unicorn or renode (without cycles); by default qemu, or unicorn where "
+            "qemu is not installed.",
             show_default=False,
         ),
     ] = "",

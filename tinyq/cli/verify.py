@@ -17,8 +17,8 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that tinyq
 Emulator = Annotated[
     str,
     typer.Option(
-        help="Where the C runs: qemu or unicorn (an emulated core), host (this machine), or "
-        "several with commas; by default qemu, or unicorn where qemu is not installed.",
+        help="Where the C runs: qemu, unicorn or renode (an emulated core), host (this machine), "
+        "or several with commas; by default qemu, or unicorn where qemu is not installed.",
         show_default=False,
     ),
 ]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from tinyq.build.arm import INSTALL_EXTRA, TOOLCHAINS, default_toolchain, find_gcc, find_zig
 from tinyq.build.toolchain import probe
-from tinyq.emulate import unicorn
+from tinyq.emulate import renode, renode_platform, unicorn
 from tinyq.emulate.qemu import PROGRAM, VARIABLE
 from tinyq.emulate.runner import find_program
 from tinyq.errors import Diagnostic, TinyqError, error
 
-EMULATORS = ("qemu", "unicorn", "host")
+EMULATORS = ("qemu", "unicorn", "renode", "host")
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ def _require(emulator: str, core: str) -> None:
         find_program(VARIABLE, PROGRAM)
     if emulator == "unicorn" and core:
         unicorn.require_model(core)
+    if emulator == "renode":
+        if core:
+            renode_platform.require_model(core)
+        renode.require_renode()
 
 
 def _default_emulator(core: str) -> tuple[tuple[str], tuple[str, ...]]:
@@ -105,10 +109,12 @@ class Tool:
 def tools() -> tuple[Tool, ...]:
     """Every emulator and compiler that tinyq can use, installed or not."""
     qemu = shutil.which(os.environ.get(VARIABLE) or PROGRAM) or ""
+    renode_at = shutil.which(os.environ.get(renode.VARIABLE) or renode.PROGRAM) or ""
     gcc, zig, clang = find_gcc(), find_zig(), probe("clang")
     return (
         Tool("qemu", "emulator", qemu, "apt install qemu-system-arm"),
         Tool("unicorn", "emulator", unicorn.version(), INSTALL_EXTRA),
+        Tool("renode", "emulator", renode_at, renode.INSTALL),
         Tool("gcc", "compiler", gcc.version if gcc else "", "apt install gcc-arm-none-eabi"),
         Tool("clang", "compiler", clang.version if clang and gcc else "", "apt install clang"),
         Tool("zig", "compiler", zig.version if zig else "", INSTALL_EXTRA),

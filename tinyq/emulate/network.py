@@ -13,6 +13,8 @@ from tinyq.emulate.choice import Choice, choose
 from tinyq.emulate.costs import NetworkCosts, network_costs
 from tinyq.emulate.host import HostRunner
 from tinyq.emulate.qemu import QemuRunner
+from tinyq.emulate.renode import RenodeRunner
+from tinyq.emulate.renode_platform import platform
 from tinyq.emulate.runner import DEFAULT_TIMEOUT, Emulator, Samples
 from tinyq.emulate.trace import RunTrace
 from tinyq.emulate.unicorn import TIMER, UnicornRunner
@@ -25,7 +27,8 @@ class RunOptions:
     """How to build and run.
 
     ``emulator`` and ``toolchain`` as in :func:`choose`. ``layers`` records every layer, by a
-    second, profiled build; ``costs`` also counts what each layer executes, function by function.
+    second, profiled build; ``costs`` also counts what each layer executes, function by function
+    (QEMU and unicorn).
     ``target`` and ``board`` replace the manifest's target and the core's emulated board.
     ``sanitize`` is for the host only, ``allow_float`` for firmware only; ``timeout`` is in seconds
     a run.
@@ -74,9 +77,10 @@ def run_everywhere(
 ) -> tuple[NetworkRun, ...]:
     """Build ``network`` and run it over ``samples`` on every emulator of ``options``, in order.
 
-    Emulators of the same board run the same firmware. With ``layers`` the outputs, counts and stack
-    come from the plain build and the layers from the profiled one. Raises what the builds and the
-    emulators raise, and TQ303 for an unknown emulator or compiler.
+    QEMU and unicorn run the same firmware of the same board; Renode's has another port. With
+    ``layers`` the outputs, counts and stack come from the plain build and the layers from the
+    profiled one. Raises what the builds and the emulators raise, and TQ303 for an unknown emulator
+    or compiler.
     """
     options = options or RunOptions()
     core = load_core(options.target or network.target)
@@ -110,7 +114,9 @@ class _Builds:
         options, board = self.options, load_board(self.options.board or self.core.board)
         own_timer = board.qemu is not None and board.qemu.timer is not None
         timer = TIMER if emulator == "unicorn" and not own_timer else None
-        kind = "host" if emulator == "host" else "firmware" if timer is None else emulator
+        uart = platform(board).port if emulator == "renode" else None
+        apart = emulator == "host" or timer is not None or uart is not None
+        kind = emulator if apart else "firmware"
         if (kind, profile) not in self.made:
             place = self.folder / f"{kind}-{'profiled' if profile else 'plain'}"
             if kind == "host":
@@ -119,6 +125,7 @@ class _Builds:
                 made = build_firmware(
                     self.network, self.core, board, place, profile=profile,
                     allow_float=options.allow_float, toolchain=self.choice.toolchain, timer=timer,
+                    uart=uart,
                 )  # fmt: skip
             self.made[kind, profile] = made
         return self.made[kind, profile]
@@ -146,5 +153,6 @@ def _run(builds: _Builds, emulator: str, samples: Samples) -> NetworkRun:
 _RUNNERS: Mapping[str, Callable[[], Emulator]] = {
     "qemu": QemuRunner,
     "unicorn": UnicornRunner,
+    "renode": RenodeRunner,
     "host": HostRunner,
 }

@@ -64,12 +64,15 @@ def run_files(
             raise error("TQ404", f"{emulator} left no usable outputs: {problem}") from problem
 
 
-def find_program(variable: str, name: str) -> str:
-    """Path of an emulator named by an environment variable or on the PATH; raises TQ403."""
+def find_program(variable: str, name: str, remedy: str = "") -> str:
+    """Path of an emulator named by an environment variable or on the PATH.
+
+    Raises TQ403, with ``remedy`` in place of the code's own where one is given.
+    """
     asked = os.environ.get(variable) or name
     found = shutil.which(asked)
     if found is None:
-        raise error("TQ403", f"'{asked}' is not on the PATH")
+        raise error("TQ403", f"'{asked}' is not on the PATH", remedy)
     return found
 
 

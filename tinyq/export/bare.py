@@ -6,11 +6,12 @@ import shlex
 
 from tinyq.build.harness import boot_dir
 from tinyq.build.network import source_digest
+from tinyq.build.uart import BAUD
 from tinyq.codegen.environment import render
 from tinyq.device.flash import flasher_words
 from tinyq.export.renode import renode_files, supported
 from tinyq.export.source import Source
-from tinyq.export.uart import BAUD, uart_files
+from tinyq.export.uart import uart_files
 from tinyq.target import Board
 
 _BOOT = ("startup.c", "port.h", "port_semihosting.c")

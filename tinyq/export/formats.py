@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Callable, Mapping
 
+from tinyq.build.uart import BAUD
 from tinyq.codegen.program import GENERATOR, MANIFEST
 from tinyq.errors import error
 from tinyq.export import arduino, bare, cmake, cmsis_pack, esp_idf, make, platformio, zephyr
 from tinyq.export.source import Source
-from tinyq.export.uart import BAUD
 from tinyq.target import Board
 
 _WITHOUT_BOARD: Mapping[str, Callable[[Source], dict[str, bytes]]] = {

@@ -1,50 +1,10 @@
-"""C that drives a board's UART, from the board's file."""
+"""The UART of bare firmware, from the board's file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from tinyq.errors import error
+from tinyq.build.uart import BAUD, uart_source
 from tinyq.export.source import Source
-from tinyq.target import Board, Console
-
-BAUD = 115_200
-_TOLERANCE = 0.025  # of a bit rate: half a bit is lost over the ten bits of a byte at 5%
-
-
-def _divide(console: Console, baud: int, times: int = 1) -> tuple[int, float]:
-    divisor = round(times * console.clock_hz / baud)
-    return divisor, times * console.clock_hz / max(divisor, 1)
-
-
-def _nrf(console: Console, baud: int) -> tuple[int, float]:
-    """Of 2^32 / 16 MHz; the lowest 12 bits are not used."""
-    divisor = round(baud * 2**32 / console.clock_hz / 4096) * 4096
-    return divisor, divisor * console.clock_hz / 2**32
-
-
-def _sercom(console: Console, baud: int) -> tuple[int, float]:
-    divisor = round(65536 * (1 - 16 * baud / console.clock_hz))
-    return divisor, console.clock_hz * (1 - divisor / 65536) / 16
-
-
-def _lpuart(console: Console, baud: int) -> tuple[int, float]:
-    divisor = round(console.clock_hz / (16 * baud))
-    return divisor, console.clock_hz / (16 * max(divisor, 1))
-
-
-# The value of the baud rate register, which values it takes, and the rate that it gives.
-_DIVISORS: Mapping[str, tuple[Callable[[Console, int], tuple[int, float]], int, int]] = {
-    "nrf-uart": (_nrf, 4096, 0x10000000),
-    "stm32-usart-v1": (_divide, 16, 0xFFFF),
-    "stm32-usart-v2": (_divide, 16, 0xFFFF),
-    "stm32-lpuart": (lambda console, baud: _divide(console, baud, 256), 0x300, 0xFFFFF),
-    "pl011": (lambda console, baud: _divide(console, baud, 4), 64, 0x3FFFFF),
-    "sam-sercom": (_sercom, 1, 0xFFFF),
-    "imxrt-lpuart": (_lpuart, 1, 0x1FFF),
-    "cmsdk-apb": (_divide, 16, 0xFFFFF),
-}
-DRIVERS = tuple(_DIVISORS)
+from tinyq.target import Board
 
 
 def has_uart(board: Board) -> bool:
@@ -57,30 +17,10 @@ def uart_files(source: Source, board: Board, baud: int = BAUD) -> dict[str, byte
 
     Raises TQ303 for a baud rate that the UART's clock does not give within 2.5%.
     """
-    if board.console is None or not board.console.ready:
+    if board.console is None or not has_uart(board):
         return {}
     return {
-        "board/uart.c": source.text(
-            "bare/uart.c.j2", board=board, console=board.console, baud=baud,
-            divisor=divisor(board, baud),
-        ),
+        "board/uart.c": uart_source(board.title, board.console, baud).encode("utf-8"),
         "board/uart.h": source.text("bare/uart.h"),
         "board/port_uart.c": source.text("bare/port_uart.c"),
-    }  # fmt: skip
-
-
-def divisor(board: Board, baud: int) -> int:
-    """Value of the baud rate register; raises TQ303 when no value is within 2.5% of ``baud``."""
-    console = board.console
-    if console is None or console.driver not in _DIVISORS:
-        raise ValueError(f"'{board.name}' has no UART that is known")
-    compute, least, most = _DIVISORS[console.driver]
-    value, rate = compute(console, baud) if baud > 0 else (0, 0.0)
-    if not least <= value <= most or abs(rate - baud) > _TOLERANCE * baud:
-        raise error(
-            "TQ303",
-            f"{baud} baud: the UART of '{board.name}' runs at {console.clock_hz:,} Hz, which gives "
-            f"no rate within {100 * _TOLERANCE:g}% of it",
-            f"Use {BAUD}.",
-        )
-    return value
+    }

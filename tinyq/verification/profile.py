@@ -134,14 +134,16 @@ def profile(
     ``emulator`` (one) and ``toolchain`` as in :func:`tinyq.emulate.choose`. Raises TQ303 for an
     emulator that counts no instructions, TQ4xx and TQ503.
     """
-    if emulator not in ("", "qemu", "unicorn"):
-        raise error("TQ303", f"--emulator {emulator}", "Accepted: qemu, unicorn.")
+    if emulator not in ("", "qemu", "unicorn", "renode"):
+        raise error("TQ303", f"--emulator {emulator}", "Accepted: qemu, unicorn, renode.")
     manifest = read_manifest(folder)
     network = load_network(folder)
     samples = random_samples(network.inputs, 1, seed)
-    note = ""
+    # Renode counts instructions between two places, but not how often each one ran.
+    costs = emulator != "renode"
+    note = "" if costs else "Cycles are not estimated: Renode does not count single instructions."
     options = RunOptions(
-        emulator=emulator, toolchain=toolchain, layers=True, costs=True, target=target
+        emulator=emulator, toolchain=toolchain, layers=True, costs=costs, target=target
     )
     try:
         run = run_network(network, samples.inputs, options)
@@ -154,7 +156,6 @@ def profile(
     footprint, counts = run.artifact.footprint, run.trace.instructions_per_inference
     if footprint is None or counts is None:
         raise ValueError("the emulator counts no instructions")
-    costs = run.costs
     return Profile(
         name=manifest["name"],
         target=target or network.target,
@@ -165,8 +166,8 @@ def profile(
         arena_bytes=network.arena_bytes,
         stack_bytes=run.trace.stack_bytes or 0,
         layers=_layers(manifest, run),
-        functions=_functions(costs) if costs else (),
-        cycles=round(costs.total.cycles) if costs else None,
+        functions=_functions(run.costs) if run.costs else (),
+        cycles=round(run.costs.total.cycles) if run.costs else None,
         cycles_note=note,
         clock_hz=clock_hz,
         emulator=run.trace.emulator,
