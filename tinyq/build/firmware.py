@@ -133,6 +133,7 @@ def _write_linker_script(board: Board, folder: Path, stack_bytes: int) -> Path:
         stack_bytes=stack_bytes,
         guard_bytes=stack_bytes // 4,
         fill=False,
+        second_stage=0,
     )
     script.write_text(text, encoding="utf-8")
     return script

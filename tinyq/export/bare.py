@@ -10,6 +10,7 @@ from tinyq.build.uart import BAUD
 from tinyq.codegen.environment import render
 from tinyq.device.flash import flasher_words
 from tinyq.export.renode import renode_files, supported
+from tinyq.export.second_stage import BYTES, lines, words
 from tinyq.export.source import Source
 from tinyq.export.uart import uart_files
 from tinyq.target import Board
@@ -50,6 +51,7 @@ def files(source: Source, board: Board, baud: int = BAUD) -> dict[str, bytes]:
         stack_bytes=stack,
         guard_bytes=0,
         fill=True,
+        second_stage=BYTES if board.boot == "rp2040" else 0,
     )
     return {
         "Makefile": source.text("bare/Makefile.j2", **known),
@@ -58,12 +60,20 @@ def files(source: Source, board: Board, baud: int = BAUD) -> dict[str, bytes]:
         **source.model_test("test"),
         "test/main.c": source.text("bare/main.c.j2"),
         "board/link.ld": script.encode("utf-8"),
-        **({"board/boot.c": source.text(f"bare/boot_{board.boot}.c")} if board.boot else {}),
+        **_boot(source, board),
         **uart,
         **(_device(source, board) if uart else {}),
         **renode_files(source, board),
         **{f"board/{name}": (boot_dir() / name).read_bytes() for name in _BOOT},
     }
+
+
+def _boot(source: Source, board: Board) -> dict[str, bytes]:
+    """What the board's boot ROM looks for, besides a vector table."""
+    if not board.boot:
+        return {}
+    stage = {"lines": lines(), "words": words()}
+    return {"board/boot.c": source.text(f"bare/boot_{board.boot}.c.j2", stage=stage)}
 
 
 def _device(source: Source, board: Board) -> dict[str, bytes]:

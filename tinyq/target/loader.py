@@ -29,7 +29,7 @@ from tinyq.target.types import (
 )
 
 _T = TypeVar("_T")
-_BOOTS = ("rp2350",)
+_BOOTS = ("rp2040", "rp2350")
 _FPUS = ("none", "single", "double")
 
 

@@ -234,7 +234,7 @@ class Board:
     ``flash_offset`` is how many bytes of flash a loader on the board keeps for itself. ``start``
     says what, other than a reset, starts a program whose vector table is first in flash; it is
     empty where a reset does. ``boot`` names what bare firmware brings for a boot ROM, if anything:
-    ``templates/export/bare/boot_<boot>.c``.
+    ``templates/export/bare/boot_<boot>.c.j2``.
     """
 
     name: str
