@@ -1,7 +1,7 @@
 """A wheel in a clean environment: it holds templates and targets, and compiles and verifies.
 
 The environment borrows the packages of this one; with TINYQ_PIP=1 pip installs the wheel with its
-extra `emulator` and nothing else, from the index that pip is set up for.
+extras `emulator` and `plot` and nothing else, from the index that pip is set up for.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if os.environ.get("TINYQ_PIP"):
         run(sys.executable, "-m", "venv", place / "venv", cwd=place)
         found = place / "venv" / "bin" / "python"
-        run(found, "-m", "pip", "install", "--quiet", f"{wheel}[emulator]", cwd=place)
+        run(found, "-m", "pip", "install", "--quiet", f"{wheel}[emulator,plot]", cwd=place)
         return found
     run(sys.executable, "-m", "venv", "--without-pip", place / "venv", cwd=place)
     found = place / "venv" / "bin" / "python"
@@ -126,6 +126,10 @@ def test_first_minute_with_pip_alone(python: Path, tmp_path: Path) -> None:
     counted = sum(layer["instructions"] for layer in profile["layers"])
     assert counted == pytest.approx(profile["instructions"], rel=0.01)  # the hooks alone differ
     assert profile["cycles"] > counted > 0
+    assert "Written to report.html: EQUAL" in tinyq("report", "digits", "--random", "2")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "unicorn" in page
+    assert page.count("<svg") > 3
     assert "proved" in tinyq("inspect", "digits")
     installed = {t["name"]: t["found"] for t in json.loads(tinyq("targets", "--json"))["tools"]}
     assert installed["unicorn"]
