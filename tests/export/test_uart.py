@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tinyq.build.uart import DRIVERS
+from tinyq.build.uart import DRIVERS, uart_source
 from tinyq.build.uart import divisor as uart_divisor
 from tinyq.errors import TinyqError
 from tinyq.target import Board, board_names, load_board
@@ -32,6 +32,8 @@ DIVISORS = [
     ("seeed-xiao-samd21", 9600, 64278),
     ("teensy-4.1", 115200, 13),
     ("qemu-mps2-an385", 115200, 217),
+    # Apollo4 Plus register reference, IBRD and FBRD: 24 MHz / (16 * 115200) = 13.02 = 13 + 1/64
+    ("apollo4p-evb", 115200, 13 * 64 + 1),
 ]
 
 
@@ -116,3 +118,21 @@ def test_pins_of_an_nrf(board: Board) -> None:
         port, pin = map(int, name[1:].split("."))
         assert written[console.base + select] == 32 * port + pin
         assert written[0x50000000 + 0x300 * port + 0x700 + 4 * pin] == configured
+
+
+def test_pins_of_an_apollo4() -> None:
+    """PINCFG registers are four bytes apart; both pins' function 4 is UART0's."""
+    board = load_board("apollo4p-evb")
+    console = board.console
+    assert console is not None
+    steps = [step.address for step in console.setup]
+    written = {step.address: step.set for step in console.setup if step.write and step.set}
+    for name in (console.tx, console.rx):
+        pin = written[0x40010000 + 4 * int(name.removeprefix("GPIO"))]
+        assert pin & 15 == 4
+    # Power comes first; pins are only written between the key and its removal.
+    assert steps[:2] == [0x40021004, 0x40021008]
+    assert (steps[2], steps[-1], written[0x40010200]) == (0x40010200, 0x40010200, 0x73)
+    text = uart_source(board.title, console)
+    assert text.count("0x18u;") == 1  # CLKEN and 24 MHz before the divisors
+    assert text.index("0x18u;") < text.index("+ 0x24u") < text.index("0x319u;")

@@ -27,6 +27,7 @@ CPUS: Mapping[str, str] = {
 UARTS: Mapping[str, tuple[str, bool]] = {
     "cmsdk-apb": ("UART.CMSDK_APB_UART", False),
     "pl011": ("UART.PL011", False),
+    "ambiq-pl011": ("UART.PL011", False),
     "stm32-usart-v1": ("UART.STM32_UART", False),
     "stm32-usart-v2": ("UART.STM32F7_USART", True),
 }
