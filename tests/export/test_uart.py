@@ -34,6 +34,9 @@ DIVISORS = [
     ("qemu-mps2-an385", 115200, 217),
     # Apollo4 Plus register reference, IBRD and FBRD: 24 MHz / (16 * 115200) = 13.02 = 13 + 1/64
     ("apollo4p-evb", 115200, 13 * 64 + 1),
+    # FSP, r_sci_b_uart.c: clock / (coefficient * baud) - 1, 16 for BGDM alone: 9.85 and 129.2
+    ("ek-ra8m1", 115200, 10),
+    ("ek-ra8m1", 9600, 129),
 ]
 
 
@@ -136,3 +139,23 @@ def test_pins_of_an_apollo4() -> None:
     text = uart_source(board.title, console)
     assert text.count("0x18u;") == 1  # CLKEN and 24 MHz before the divisors
     assert text.index("0x18u;") < text.index("+ 0x24u") < text.index("0x319u;")
+
+
+def test_pins_and_clock_of_an_ra8() -> None:
+    """PFS: ports are 0x40 apart, pins 4; PSEL (28:24) is 5 for SCI9; PMR, bit 16, comes last."""
+    console = load_board("ek-ra8m1").console
+    assert console is not None
+    for name in (console.tx, console.rx):
+        register = 0x40400800 + 0x40 * int(name[1], 16) + 4 * int(name[2:])
+        first, then = (step.set for step in console.setup if step.address == register)
+        assert (first >> 24, then ^ first) == (5, 1 << 16)
+    assert console.base == 0x40358000 + 0x100 * 9
+    stop = next(step for step in console.setup if step.address == 0x40203004)
+    assert stop.clear == 1 << (31 - 9)
+    # Every lock is closed again: PRCR with its key, PWPRS with B0WI.
+    last = {step.address: step.set for step in console.setup if step.write}
+    assert (last[0x4001E3FA], last[0x40400D14]) == (0xA500, 0x80)
+    # SCICLK stands still while its source changes, and runs before SCI9 is used.
+    clock = [step for step in console.setup if step.address == 0x4001E055]
+    assert [bool(s.set & 0x40 or s.clear & 0x40 or s.wait or s.gone) for s in clock] == [True] * 5
+    assert (clock[2].set & 15, clock[-1].gone) == (3, 0x80)

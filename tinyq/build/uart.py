@@ -35,6 +35,12 @@ def _lpuart(console: Console, baud: int) -> tuple[int, float]:
     return divisor, console.clock_hz / (16 * max(divisor, 1))
 
 
+def _sci_b(console: Console, baud: int) -> tuple[int, float]:
+    """BRR + 1 times 16 base clocks a bit."""
+    divisor = round(console.clock_hz / (16 * baud))
+    return divisor - 1, console.clock_hz / (16 * max(divisor, 1))
+
+
 # The value of the baud rate register, which values it takes, and the rate that it gives.
 _DIVISORS: Mapping[str, tuple[Callable[[Console, int], tuple[int, float]], int, int]] = {
     "nrf-uart": (_nrf, 4096, 0x10000000),
@@ -45,6 +51,7 @@ _DIVISORS: Mapping[str, tuple[Callable[[Console, int], tuple[int, float]], int, 
     "ambiq-pl011": (lambda console, baud: _divide(console, baud, 4), 64, 0x3FFFFF),
     "sam-sercom": (_sercom, 1, 0xFFFF),
     "imxrt-lpuart": (_lpuart, 1, 0x1FFF),
+    "ra-sci-b": (_sci_b, 0, 0xFF),
     "cmsdk-apb": (_divide, 16, 0xFFFFF),
 }
 DRIVERS = tuple(_DIVISORS)

@@ -366,15 +366,17 @@ def _step(table: _Table, number: int) -> RegisterStep:
         clear=step.at_least("clear", 0, 0),
         set=step.at_least("write" if step.has("write") else "set", 0, 0),
         wait=step.at_least("wait", 0, 0),
+        gone=step.at_least("gone", 0, 0),
         write=step.has("write"),
     )
     step.done()
     if made.bits not in (8, 16, 32) or made.address % (made.bits // 8):
         raise step.bad(f"no register of {made.bits} bits is at {made.address:#x}")
-    if max(made.clear, made.set, made.wait) >> made.bits:
+    if max(made.clear, made.set, made.wait, made.gone) >> made.bits:
         raise step.bad(f"a value is wider than {made.bits} bits")
-    if bool(made.wait) + made.write + bool(made.clear or (made.set and not made.write)) != 1:
-        raise step.bad("it takes either 'wait', or 'write', or 'clear' and 'set'")
+    changed = bool(made.clear or (made.set and not made.write))
+    if bool(made.wait) + bool(made.gone) + made.write + changed != 1:
+        raise step.bad("it takes either 'wait', or 'gone', or 'write', or 'clear' and 'set'")
     return made
 
 

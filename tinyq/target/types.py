@@ -156,8 +156,9 @@ class Mcu:
 class RegisterStep:
     """One access of a set-up: ``what`` names register and effect, ``bits`` is its width.
 
-    With ``wait`` the register is read until all those bits are set. Else ``set`` is written, over
-    the old value with the bits of ``clear`` taken out, or over 0 with ``write``.
+    With ``wait`` the register is read until all those bits are set, with ``gone`` until none is.
+    Else ``set`` is written, over the old value with the bits of ``clear`` taken out, or over 0 with
+    ``write``.
     """
 
     what: str
@@ -166,6 +167,7 @@ class RegisterStep:
     clear: int = 0
     set: int = 0
     wait: int = 0
+    gone: int = 0
     write: bool = False
 
 
