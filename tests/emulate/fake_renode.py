@@ -7,6 +7,7 @@ What Renode does wrong or differently is asked for by the variable FAKE_RENODE.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -27,8 +28,13 @@ UARTS = {
     "UART.STM32_UART": (0x04, {0x00: 0xC0}),
     "UART.STM32F7_USART": (0x28, {0x1C: 0xC0}),
 }
-# What Renode's own platforms hold of the boards that the tests run on them.
+# What Renode's own platforms hold of the boards that the tests run on them, as its files say.
 SHIPPED = {
+    "platforms/boards/nucleo_f767zi.repl": (
+        "cortex-m7",
+        [(0x08000000, 0x200000), (0x20000000, 0x10000000)],
+        {"usart3": ("UART.STM32F7_USART", 0x40004800)},
+    ),
     "platforms/boards/stm32f4_discovery.repl": (
         "cortex-m4",
         [(0x08000000, 0x200000), (0x20000000, 0x40000)],
@@ -85,6 +91,10 @@ class Machine:
                 self.memories.append((int(base, 16), int(size[1], 16)))
             elif kind in UARTS:
                 self.uarts[name] = (kind, int(base, 16))
+        taken = sorted(self.memories)
+        for (low, size), (next_low, _) in itertools.pairwise(taken):
+            if low + size > next_low:  # Renode registers nothing over something else
+                stop("machine LoadPlatformDescription")
         cpu = re.search(r'cpuType: "(.*)"', text)
         self.core = cpu[1] if cpu is not None else self.core
         for first, value in re.findall(r'Tag <(0x\w+), 0x\w+> ".*" (0x\w+)', text):

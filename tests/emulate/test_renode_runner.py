@@ -139,7 +139,7 @@ def test_counts_are_qemus(tmp_path: Path, target: str) -> None:
     assert all(np.array_equal(ours.layers[name], qemu.layers[name]) for name in ("add", "xor"))
 
 
-BOARDS = ["stm32f4-discovery", "nucleo-h743zi", "nrf52840-dk", "raspberry-pi-pico",
+BOARDS = ["stm32f4-discovery", "nucleo-f767zi", "nucleo-h743zi", "nrf52840-dk", "raspberry-pi-pico",
           "apollo4p-evb", "teensy-4.1"]  # fmt: skip
 
 

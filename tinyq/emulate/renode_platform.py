@@ -49,15 +49,19 @@ _PAGE = 0x400  # Renode wants whole pages of memory
 
 @dataclass(frozen=True)
 class Shipped:
-    """A platform that comes with Renode, and its name for the board's console, '' for none."""
+    """A platform that comes with Renode, and its name for the board's console, '' for none.
+
+    ``roomy`` platforms have memory at :data:`SAMPLES` already: more RAM than the chip.
+    """
 
     platform: str
     uart: str
+    roomy: bool = False
 
 
 SHIPPED: Mapping[str, Shipped] = {
     "stm32f4-discovery": Shipped("platforms/boards/stm32f4_discovery.repl", "usart2"),
-    "nucleo-f767zi": Shipped("platforms/boards/nucleo_f767zi.repl", "usart3"),
+    "nucleo-f767zi": Shipped("platforms/boards/nucleo_f767zi.repl", "usart3", roomy=True),
     "nucleo-h743zi": Shipped("platforms/cpus/stm32h743.repl", "usart3"),
     "nrf52840-dk": Shipped("platforms/cpus/nrf52840.repl", ""),
     "arduino-nano-33-ble": Shipped("platforms/cpus/nrf52840.repl", ""),
@@ -89,6 +93,7 @@ class Platform:
         flash, ram = (self.board.mcu.memory(kind) for kind in ("flash", "ram"))
         model, frequency = UARTS[self.console.driver]
         shipped_uart = self.shipped and self.own
+        roomy = self.board.name in SHIPPED and SHIPPED[self.board.name].roomy
         waits = {step.address for step in self.console.setup if step.wait}
         return render(
             "emulate/renode/platform.repl.j2",
@@ -105,7 +110,7 @@ class Platform:
             uart_base=self.console.base,
             frequency=self.console.clock_hz if frequency else 0,
             samples_base=SAMPLES,
-            samples_size=_pages(samples_bytes),
+            samples_size=0 if roomy else _pages(samples_bytes),
             waited=[] if self.shipped else sorted(waits),
         )
 
