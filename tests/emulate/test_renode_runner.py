@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 import tinyq
 from tinyq.build import Artifact, build_firmware
+from tinyq.build.process import Completed, run_until
 from tinyq.cli import app
 from tinyq.emulate import NetworkRun, RunOptions, choose, renode, run_everywhere, run_network
 from tinyq.emulate.renode_platform import CPUS, SAMPLES, SAMPLES_ROOM, SHIPPED, UART, platform
@@ -223,13 +224,21 @@ def test_failures_of_renode(
 ) -> None:
     """Its exit status is 0 in all of them, and after an error it waits for commands."""
     monkeypatch.setenv("FAKE_RENODE", mode)
-    start = time.monotonic()
     with pytest.raises(TinyqError, match="TQ404") as caught:
         run_network(
             write_fake(tmp_path / "net"), draw(4), RunOptions(emulator="renode", timeout=300)
         )
     assert found in str(caught.value)
-    assert time.monotonic() - start < 60
+
+
+def test_a_program_that_waits_after_an_error_is_ended(tmp_path: Path) -> None:
+    waits = "print('so far'); print('There was an error', flush=True); input()"
+    command = [sys.executable, "-c", waits]
+    done = run_until(command, tmp_path, 600, ["an error"])
+    assert done == Completed(-1, "so far\nThere was an error\n")
+    # What it started ends with it, though it holds the same pipe.
+    command = ["sh", "-c", f'{sys.executable} -c "{waits}"; echo never']
+    assert run_until(command, tmp_path, 600, ["an error"]) == done
 
 
 # C that fails at run time, what the message says

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_LAST_WORDS = 0.5  # seconds
+_LAST_WORDS, _LAST_STEPS = 0.5, 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def run_until(
 def _ended(process: subprocess.Popen[str]) -> bool:
     """Whether a process that closed its output ends by itself."""
     try:
-        process.wait(_LAST_WORDS)
+        process.wait(_LAST_STEPS)
     except subprocess.TimeoutExpired:
         return False
     return True
