@@ -3,7 +3,8 @@
     make bench ARGS="--record --cores cortex-m4 --networks kws --goals speed --out out/bench"
 
 Writes a table (bench.md) and bench.json. ``--record`` makes the figures the ones that `make check`
-compares with. With CMSIS_NN_DIR set, the same networks also run on CMSIS-NN's functions.
+compares with. With CMSIS_NN_DIR set, the same networks also run on CMSIS-NN's functions; a layer
+that takes more instructions than theirs for the goal speed is then a failure.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench import beside
 from bench.measure import (
     BOARDS,
     CORES,
@@ -31,39 +33,41 @@ from bench.measure import (
     read_recorded,
     worse,
 )  # fmt: skip
+from bench.tables import table
 
 from tinyq.errors import TinyqError
 
 
 def main() -> int:
-    """Run; the exit status is 1 when a figure got worse, or an output is wrong."""
+    """Run; the exit status is 1 for a worse figure, a wrong output or a layer above CMSIS-NN's."""
     arguments = _arguments()
     if not MODELS.is_dir():
         print(f"no models in {MODELS}", file=sys.stderr)
         return 2
     library = bool(os.environ.get("CMSIS_NN_DIR"))
-    figures, theirs = [], []
+    figures: list[Figures] = []
+    theirs: list[Figures] = []
     for core in arguments.cores:
         for network in arguments.networks:
             for goal in arguments.goals:
-                if goal == "balanced" and core != "cortex-m4":
-                    continue
                 print(f"{network} on {core} for {goal}", file=sys.stderr)
-                fast = goal == "speed"
-                figures.append(measure(network, core, goal, layers=fast, cycles=True))
+                layers = goal != "size"
+                figures.append(measure(network, core, goal, layers=layers, cycles=True))
             if library:
                 theirs += _with_library(network, core)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text = report(figures, theirs)
+    pairs = beside.pairs((f for f in figures if f.layers), theirs)
+    text = report(figures, pairs)
     if library:
-        text += "\n".join(_beside_boards())
+        text += "\n".join(_beside_boards(arguments.cores))
     (arguments.out / "bench.md").write_text(text, encoding="utf-8")
     found = {**as_json(figures), "cmsis_nn": as_json(theirs)["figures"]}
     (arguments.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(text)
     if arguments.record:
         record(figures)
-    return _verdict(figures)
+        beside.record(beside.kinds(pairs))
+    return _verdict(figures, beside.slower(pairs))
 
 
 def _arguments() -> argparse.Namespace:
@@ -78,7 +82,7 @@ def _arguments() -> argparse.Namespace:
 
 def _with_library(network: str, core: str) -> list[Figures]:
     try:
-        return [measure(network, core, "speed", layers=True, kernels="cmsis-nn", cycles=True)]
+        return [beside.library_layers(network, core)]
     except TinyqError as problem:
         print(f"CMSIS-NN: {network} on {core}: {problem}", file=sys.stderr)
         return []
@@ -93,9 +97,11 @@ def record(figures: list[Figures]) -> None:
     RECORDED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def _verdict(figures: list[Figures]) -> int:
+def _verdict(figures: list[Figures], problems: list[str]) -> int:
     recorded: Any = read_recorded()
-    problems = [f"{key_of(f.network, f.core, f.goal)}: wrong" for f in figures if not f.equal]
+    problems = problems + [
+        f"{key_of(f.network, f.core, f.goal)}: wrong" for f in figures if not f.equal
+    ]
     if recorded["compiler"] == compiler():
         for f in figures:
             before = recorded["figures"].get(key_of(f.network, f.core, f.goal))
@@ -105,22 +111,14 @@ def _verdict(figures: list[Figures]) -> int:
     return int(bool(problems))
 
 
-def report(figures: list[Figures], theirs: list[Figures]) -> str:
+def report(figures: list[Figures], pairs: list[beside.Pair]) -> str:
     """The tables, as Markdown."""
     parts = ["# Measurements", "", f"arm-none-eabi-gcc {compiler()}, QEMU, one inference.", ""]
-    parts += _totals(figures) + _against(figures) + _library(figures, theirs)
+    parts += _totals(figures) + _against(figures) + _library(pairs)
     for f in figures:
         if f.core == "cortex-m4" and f.layers:
             parts += _layers(f)
     return "\n".join(parts) + "\n"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in rows:
-        cells = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
 
 
 def _totals(figures: list[Figures]) -> list[str]:
@@ -136,7 +134,7 @@ def _totals(figures: list[Figures]) -> list[str]:
         )
         for f in figures
     ]  # fmt: skip
-    return ["## Every network on every core", "", *_table(head, rows)]
+    return ["## Every network on every core", "", *table(head, rows)]
 
 
 def _against(figures: list[Figures]) -> list[str]:
@@ -160,42 +158,25 @@ def _against(figures: list[Figures]) -> list[str]:
         "network", "for", "figure", "tinyq", "TFLM + CMSIS-NN", "ratio", "CMSIS-NN alone", "ratio",
         "target", "met",
     )  # fmt: skip
-    return ["## Beside the reference", "", reference["source"], "", *_table(head, rows)]
+    return ["## Beside the reference", "", reference["source"], "", *table(head, rows)]
 
 
-def _library(figures: list[Figures], theirs: list[Figures]) -> list[str]:
+def _library(found: list[beside.Pair]) -> list[str]:
     """Layer by layer against CMSIS-NN in the same firmware."""
-    ours = {(f.network, f.core): f for f in figures if f.goal == "speed"}
-    rows: list[tuple[object, ...]] = []
-    for f in theirs:
-        mine = {layer.name: layer for layer in ours[f.network, f.core].layers}
-        for layer in f.layers:
-            if layer.name in mine and layer.instructions:
-                now = mine[layer.name].instructions
-                rows.append(
-                    (
-                        f.network, f.core, layer.op, layer.kernel, layer.instructions,
-                        mine[layer.name].kernel, now, f"{now / layer.instructions:.2f}",
-                    )
-                )  # fmt: skip
-    head = (
-        "network",
-        "core",
-        "layer",
-        "CMSIS-NN",
-        "instructions",
-        "tinyq",
-        "instructions",
-        "ratio",
-    )
-    return ["## Layers beside CMSIS-NN", "", *_table(head, rows)] if rows else []
+    if not found:
+        return []
+    by_kind = beside.kind_table(beside.kinds(found))
+    return [
+        *("## Kinds of layers beside CMSIS-NN", "", "Instructions (ratio).", "", *by_kind),
+        *("## Layers beside CMSIS-NN", "", *beside.layer_table(found)),
+    ]
 
 
-def _beside_boards() -> list[str]:
+def _beside_boards(cores: list[str]) -> list[str]:
     """Estimated cycles of CMSIS-NN's functions beside what boards took with them."""
     published = json.loads(BOARDS.read_text(encoding="utf-8"))
     rows: list[tuple[object, ...]] = []
-    for board in published["boards"]:
+    for board in (board for board in published["boards"] if board["core"] in cores):
         for network, milliseconds in board["milliseconds"].items():
             f = measure(
                 network, board["core"], "speed", kernels="cmsis-nn", oracle="cmsis-nn", cycles=True
@@ -203,7 +184,7 @@ def _beside_boards() -> list[str]:
             taken = round(milliseconds * board["clock_hz"] / 1e3)
             rows.append((board["name"], network, f.cycles, taken, f"{taken / f.cycles:.2f}"))
     head = ("board", "network", "estimated cycles", "cycles on the board", "ratio")
-    return ["## Estimates beside boards", "", published["source"], "", *_table(head, rows)]
+    return ["## Estimates beside boards", "", published["source"], "", *table(head, rows)]
 
 
 def _layers(f: Figures) -> list[str]:
@@ -215,7 +196,7 @@ def _layers(f: Figures) -> list[str]:
         for k, layer in enumerate(f.layers)
     ]  # fmt: skip
     head = ("#", "operator", "kernel", "MACs", "instructions", "per MAC")
-    return [f"## {f.network} on {f.core}, layer by layer", "", *_table(head, rows)]
+    return [f"## {f.network} on {f.core}, layer by layer", "", *table(head, rows)]
 
 
 if __name__ == "__main__":

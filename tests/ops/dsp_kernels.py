@@ -89,8 +89,12 @@ def draw_fixes(acc: Int64, requant: Requant, count: int) -> tuple[list[Fix], Int
 
 @dataclass
 class Program:
-    """Accumulates functions, data and calls; ``text()`` is the whole C file."""
+    """Accumulates functions, data and calls; ``text()`` is the whole C file.
 
+    ``paired``: inner loops for cores that issue two instructions a cycle.
+    """
+
+    paired: bool = False
     functions: dict[str, str] = field(default_factory=dict)
     data: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -227,6 +231,7 @@ def add_conv(program: Program, case: Conv, rng: np.random.Generator) -> None:
     mm += f"_{case.qmin + 128}_{case.qmax}"
     program.functions[mm] = render(
         "ops/matmul_s8_dsp.c.j2", fn=mm, k4=k4, o=og, y_stride=case.o, mode=case.mode,
+        paired=program.paired,
         pre_shift=requant.pre_shift, post_shift=requant.post_shift, qmin=case.qmin,
         qmax=case.qmax, unroll=unroll,
     )  # fmt: skip
@@ -331,8 +336,9 @@ def add_depthwise(program: Program, case: Conv, rng: np.random.Generator, varian
     if variant == "plane3x3":
         unroll = largest_unroll(max(ow // 2, 1), case.unroll or 6)
         program.functions[core] = render(
-            "ops/plane3x3_s8_dsp.c.j2", fn=core, oh=oh, ow=ow, o=case.o, unroll=unroll, **shifts
-        )
+            "ops/plane3x3_s8_dsp.c.j2", fn=core, oh=oh, ow=ow, o=case.o, unroll=unroll,
+            paired=program.paired, **shifts,
+        )  # fmt: skip
     if variant == "plane":
         program.functions[core] = render(
             "ops/plane_s8_dsp.c.j2", fn=core, oh=oh, ow=ow, o=case.o, kh=case.k[0], kw=case.k[1],

@@ -13,6 +13,7 @@ import pytest
 from dsp_kernels import Conv, Dense, Program, add_conv, add_dense, add_depthwise
 
 from tinyq.ops import packing
+from tinyq.target import load_core
 
 Pads = tuple[int, int, int, int]
 MODES: tuple[packing.MatmulMode, ...] = ("plain", "mixed", "wide")
@@ -119,8 +120,8 @@ def depthwise_cases() -> list[tuple[Conv, str]]:
     return cases
 
 
-def program() -> Program:
-    made = Program()
+def program(paired: bool) -> Program:
+    made = Program(paired)
     rng = np.random.default_rng(20)
     for conv in (*pointwise_cases(), *conv_cases()):
         add_conv(made, conv, rng)
@@ -132,8 +133,8 @@ def program() -> Program:
 
 
 @cache
-def source() -> tuple[str, tuple[str, ...]]:
-    made = program()
+def source(paired: bool = False) -> tuple[str, tuple[str, ...]]:
+    made = program(paired)
     return made.text(), tuple(made.names)
 
 
@@ -161,13 +162,14 @@ def test_host_equals_numpy(compiler: str, tmp_path: Path) -> None:
 
 @pytest.mark.qemu
 @pytest.mark.parametrize(
-    ("cpu", "machine"), [("cortex-m4", "mps2-an386"), ("cortex-m33", "mps2-an505")]
+    ("cpu", "machine"),
+    [("cortex-m4", "mps2-an386"), ("cortex-m7", "mps2-an500"), ("cortex-m33", "mps2-an505")],
 )
 def test_core_equals_numpy(cpu: str, machine: str, tmp_path: Path) -> None:
     for tool in ("arm-none-eabi-gcc", "qemu-system-arm"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    text, names = source()
+    text, names = source(load_core(cpu).pairs)
     path = tmp_path / "kernels.c"
     path.write_text(text)
     firmware = tmp_path / "kernels.elf"

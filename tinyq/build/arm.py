@@ -98,7 +98,7 @@ class ArmToolchain:
                     "Install it: apt install binutils-arm-none-eabi.",
                 )
         if objdump:
-            return disassemble(elf, objdump)
+            return disassemble(elf, objdump, core.architecture if core.mve else "")
         return disassemble_with_capstone(elf, v8=core.architecture.startswith("armv8"))
 
     def callgraph(

@@ -35,9 +35,13 @@ Functions = dict[str, list[Instruction]]
 """Instructions by name of the function's symbol."""
 
 
-def disassemble(path: Path, objdump: str) -> Functions:
-    """Instructions of every function in the ELF's code sections, by the program ``objdump``."""
-    done = run([objdump, "-d", "-w", str(path)], path.parent, 120.0)
+def disassemble(path: Path, objdump: str, architecture: str = "") -> Functions:
+    """Instructions of every function in the ELF's code sections, by the program ``objdump``.
+
+    ``architecture`` is what it is told to read: it does not find Helium by the ELF's attributes.
+    """
+    options = ["-m", architecture] if architecture else []
+    done = run([objdump, "-d", "-w", *options, str(path)], path.parent, 120.0)
     if done.status != 0:
         raise error("TQ402", f"{path.name} cannot be disassembled:\n{done.tail()}")
     functions: Functions = {}

@@ -65,14 +65,14 @@ def network_costs(artifact: Artifact, sample: Samples, emulator: str = "qemu") -
     names = [layer.name for layer in artifact.network.layers]
     if len(running) != len(names):
         raise ValueError(f"{len(running)} layers ran, the network has {len(names)}")
-    timing = artifact.core.timing
+    timing, pipeline = artifact.core.timing, artifact.core.pipeline
     without_hooks = {n: body for n, body in functions.items() if n not in (_BEGIN, _END)}
     layers = {
-        name: cost_by_function(without_hooks, counts, timing)
+        name: cost_by_function(without_hooks, counts, timing, pipeline)
         for name, counts in zip(names, running, strict=True)
     }
     invoke = f"{artifact.network.name}_invoke"
-    called = cost_by_function({invoke: functions[invoke]}, _sum(around), timing)
+    called = cost_by_function({invoke: functions[invoke]}, _sum(around), timing, pipeline)
     return NetworkCosts(layers, called.get(invoke, Cost()))
 
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tinyq.build.disassembly import Instruction
+from tinyq.emulate.pipeline import pipeline_cycles
 from tinyq.emulate.trace import Counts
-from tinyq.target.types import CycleTable
+from tinyq.target.types import CycleTable, Pipeline
 
 _CONDITIONS = "eq|ne|cs|cc|mi|pl|vs|vc|hi|ls|ge|lt|gt|le|hs|lo"
 _CONDITIONAL = re.compile(rf"^b(?:{_CONDITIONS})$|^cbn?z$")
@@ -35,14 +36,25 @@ class Cost:
 
 
 def cost_by_function(
-    functions: Mapping[str, Sequence[Instruction]], counts: Counts, timing: CycleTable
+    functions: Mapping[str, Sequence[Instruction]],
+    counts: Counts,
+    timing: CycleTable,
+    pipeline: Pipeline | None = None,
 ) -> dict[str, Cost]:
-    """What every function that ran cost; ``functions`` are disassembled, by symbol."""
+    """What every function that ran cost; ``functions`` are disassembled, by symbol.
+
+    By the ``pipeline`` where there is one, else by the table.
+    """
     found = {}
     for name, body in functions.items():
         executed = [counts.get(instruction.address, 0) for instruction in body]
         if any(executed):
-            found[name] = Cost(sum(executed), _cycles_of(body, executed, timing))
+            cycles = (
+                pipeline_cycles(body, executed, pipeline)
+                if pipeline
+                else _cycles_of(body, executed, timing)
+            )
+            found[name] = Cost(sum(executed), cycles)
     return found
 
 

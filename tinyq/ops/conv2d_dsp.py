@@ -29,7 +29,9 @@ class Conv2dS8Dsp(Kernel):
         weights = dsp.weights_of(node).reshape(p.out_c, -1)
         if takes_input_whole(p):
             return vector_call(self.name, weights, requant, self.effort)
-        return columns_call(self.name, geometry_of(p), weights, requant, self.effort)
+        return columns_call(
+            self.name, geometry_of(p), weights, requant, self.effort, paired=core.pairs
+        )
 
 
 def takes_input_whole(p: Conv2dParams) -> bool:

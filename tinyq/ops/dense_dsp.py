@@ -29,4 +29,4 @@ class DenseS8Dsp(Kernel):
         if p.rows == 1:
             return vector_call(self.name, weights, requant, self.effort)
         rows = ColumnsParams(h=1, w=p.rows, c=p.in_features, oh=1, ow=p.rows, o=p.out_features)
-        return columns_call(self.name, rows, weights, requant, self.effort)
+        return columns_call(self.name, rows, weights, requant, self.effort, paired=core.pairs)

@@ -44,7 +44,7 @@ class DepthwiseS8Dsp(Kernel):
             return "not depthwise"
         if node.input(1).array.dtype != np.int8:
             return "weights of 16 bits"
-        task = _Task(self.name, _along_rows(geometry_of(p)), requant, self.effort)
+        task = _Task(self.name, _along_rows(geometry_of(p)), requant, self.effort, core.pairs)
         made = [_stride2(task), _plane3x3(task), _plane(task), _planar(task)]
         calls = [call for call in made if call is not None]
         if self.effort is dsp.COMPACT:
@@ -61,6 +61,7 @@ class _Task:
     shape: ColumnsParams
     requant: Requant
     effort: Effort
+    paired: bool
 
     @property
     def multiplier(self) -> int:
@@ -143,13 +144,15 @@ def _plane3x3(task: _Task) -> KernelCall | None:
     if 2 * row > 1020 or row * g.oh > 65535 or g.o > 2047:
         return None
     unroll = dsp.largest_unroll(g.ow // 2, task.effort.outputs)
-    params = Plane3x3Params(oh=g.oh, ow=g.ow, o=g.o, unroll=unroll, **dsp.shifts_of(task.requant))
+    params = Plane3x3Params(
+        oh=g.oh, ow=g.ow, o=g.o, paired=task.paired, unroll=unroll, **dsp.shifts_of(task.requant)
+    )
     core = InnerFunction("core", "plane3x3_s8_dsp", "ops/plane3x3_s8_dsp.c.j2", params)
     end = dsp.epilogue_of(task.requant)
     return task.call(
         task.planes("plane3x3"),
-        dsp_cost.plane3x3_cost((g.h, g.w), (g.oh, g.ow), g.o, unroll, end),
-        dsp_cost.expand_bytes(g.w) + dsp_cost.plane3x3_bytes(g.ow, unroll, end),
+        dsp_cost.plane3x3_cost((g.h, g.w), (g.oh, g.ow), g.o, unroll, end, task.paired),
+        dsp_cost.expand_bytes(g.w) + dsp_cost.plane3x3_bytes(g.ow, unroll, end, task.paired),
         core,
     )
 

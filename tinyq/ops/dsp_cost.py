@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tinyq.ops.packing import MatmulMode
 
 _PAIR_STEP = {"plain": 19, "mixed": 17, "wide": 16}
+_PAIRED_STEP = {"plain": 19, "mixed": 22, "wide": 22}
 _SINGLE_STEP = {"plain": 11, "mixed": 11, "wide": 9}
 _LANES_STEP: dict[MatmulMode, dict[int, int]] = {
     "plain": {4: 18, 2: 10, 1: 6},
@@ -40,12 +41,15 @@ class Epilogue:
         return int(self.pre_shift > 0)
 
 
-def matmul_cost(k4: int, channels: int, mode: MatmulMode, unroll: int, end: Epilogue) -> int:
+def matmul_cost(
+    k4: int, channels: int, mode: MatmulMode, unroll: int, end: Epilogue, paired: bool = False
+) -> int:
     """matmul_s8_dsp.c.j2: three columns by ``channels``."""
     steps = k4 // 4
     turns = 0 if unroll == steps else steps // unroll
     both = end.prepare(False, mode) + end.prepare(True, mode) + 2 * end.finish
-    pair = steps * _PAIR_STEP[mode] + (6 + 3 * turns if turns else 0) + 3 * both + 7
+    step = (_PAIRED_STEP if paired else _PAIR_STEP)[mode]
+    pair = steps * step + (6 + 3 * turns if turns else 0) + 3 * both + 7
     single = steps * _SINGLE_STEP[mode] + (3 + 3 * turns if turns else 0) + 2
     single += 3 * (end.prepare(False, "plain") + end.finish)
     return 17 + channels // 2 * pair + channels % 2 * single
@@ -100,7 +104,9 @@ class ConvShape:
         return self.runs * whole + (self.runs * (self.run - whole) + 3) // 4 * 4
 
 
-def conv_cost(shape: ConvShape, mode: MatmulMode, unroll: int, end: Epilogue) -> int:
+def conv_cost(
+    shape: ConvShape, mode: MatmulMode, unroll: int, end: Epilogue, paired: bool = False
+) -> int:
     """conv_s8_dsp.c.j2: columns and products, over all blocks of three outputs."""
     blocks = -(-shape.pixels // 3)
     words, rest = shape.run // 4, shape.run % 4
@@ -111,7 +117,8 @@ def conv_cost(shape: ConvShape, mode: MatmulMode, unroll: int, end: Epilogue) ->
         column = shape.runs * (words * 5 + 4) + shape.runs * rest * 2 + 26
         patch = shape.runs * (24 + shape.run) + 20
         column_total = shape.pixels * column + shape.border_pixels * patch + blocks * 8
-    products = blocks * matmul_cost(shape.k4, shape.channels_out // shape.groups, mode, unroll, end)
+    channels = shape.channels_out // shape.groups
+    products = blocks * matmul_cost(shape.k4, channels, mode, unroll, end, paired)
     tail = (2 * shape.channels_out + 20) if shape.pixels % 3 else 0
     return 30 + shape.groups * (column_total + products + tail)
 
@@ -123,14 +130,15 @@ def _expand(in_hw: tuple[int, int]) -> int:
 
 
 def plane3x3_cost(
-    in_hw: tuple[int, int], out_hw: tuple[int, int], channels: int, unroll: int, end: Epilogue
-) -> int:
+    in_hw: tuple[int, int], out_hw: tuple[int, int], channels: int, unroll: int, end: Epilogue,
+    paired: bool = False,
+) -> int:  # fmt: skip
     """depthwise_s8_dsp.c.j2, variant plane3x3."""
     (oh, ow), steps = out_hw, out_hw[1] // 2
     turns = 0 if steps in (unroll, 0) else steps // unroll
     each = end.finish + int(end.pre_shift > 0)
     wide = int(channels > 255)
-    row = steps * (15 + 2 * each + wide) + ow % 2 * (9 + each + wide) + 3
+    row = steps * (15 + 3 * paired + 2 * each + wide) + ow % 2 * (9 + each + wide) + 3
     row += 3 + 3 * turns - ow % 2 if turns else 0
     fill = (oh + 2) * ((ow + 3) // 2) * 3
     return 25 + fill + channels * (_expand(in_hw) + oh * row + 36)
@@ -181,9 +189,12 @@ def _finish_bytes(end: Epilogue) -> int:
     return 12 + 4 * (end.pre_shift > 0) + 8 * (end.qmin > -128) + 8 * (end.qmax < 127)
 
 
-def matmul_bytes(channels: int, mode: MatmulMode, unroll: int, end: Epilogue) -> int:
+def matmul_bytes(
+    channels: int, mode: MatmulMode, unroll: int, end: Epilogue, paired: bool = False
+) -> int:
     """Code of matmul_s8_dsp.c.j2."""
-    pair = 4 * unroll * (_PAIR_STEP[mode] - 4) + 6 * _finish_bytes(end) + 24 * (mode == "mixed")
+    step = (_PAIRED_STEP if paired else _PAIR_STEP)[mode]
+    pair = 4 * unroll * (step - 4) + 6 * _finish_bytes(end) + 24 * (mode == "mixed")
     single = 4 * unroll * (_SINGLE_STEP[mode] - 4) + 3 * _finish_bytes(end)
     return 90 + (pair if channels > 1 else 0) + (single if channels % 2 else 0)
 
@@ -200,7 +211,9 @@ def dense_bytes(inputs: int, channels: int, mode: MatmulMode, unroll: int, end: 
     return 90 + matvec_bytes(channels, mode, unroll, end)
 
 
-def conv_bytes(shape: ConvShape, mode: MatmulMode, unroll: int, end: Epilogue) -> int:
+def conv_bytes(
+    shape: ConvShape, mode: MatmulMode, unroll: int, end: Epilogue, paired: bool = False
+) -> int:
     """Code of conv_s8_dsp.c.j2 with its product."""
     words = shape.run // 4
     copied = min(words, 4 if shape.pointwise else 16) * (36 if shape.pointwise else 12)
@@ -208,7 +221,7 @@ def conv_bytes(shape: ConvShape, mode: MatmulMode, unroll: int, end: Epilogue) -
     code = 120 + copied + rest
     code += 250 if shape.border_pixels else 0
     code += 100 if shape.pixels % 3 else 0
-    return code + matmul_bytes(shape.channels_out // shape.groups, mode, unroll, end)
+    return code + matmul_bytes(shape.channels_out // shape.groups, mode, unroll, end, paired)
 
 
 def expand_bytes(width: int) -> int:
@@ -216,9 +229,9 @@ def expand_bytes(width: int) -> int:
     return 120 + (6 * width if width <= 32 else 60)
 
 
-def plane3x3_bytes(out_width: int, unroll: int, end: Epilogue) -> int:
+def plane3x3_bytes(out_width: int, unroll: int, end: Epilogue, paired: bool = False) -> int:
     """Code of plane3x3_s8_dsp.c.j2."""
-    pair = 60 + 2 * _finish_bytes(end)
+    pair = 60 + 12 * paired + 2 * _finish_bytes(end)
     return 110 + unroll * pair + (out_width % 2) * (36 + _finish_bytes(end))
 
 

@@ -29,10 +29,12 @@ Corrections = tuple[Correction, ...]
 class ProductParams(NamedParams):
     """``ops/matmul_s8_dsp.c.j2``: three columns of ``k4`` by ``o`` channels; rows of y lie
     ``y_stride`` bytes apart. ``unroll`` steps of four are one turn of the loop.
+    ``paired``: loads stand beside multiplications, for a core that issues two instructions a cycle.
     """
 
     k4: int
     o: int
+    paired: bool
     y_stride: int
     mode: str
     unroll: int
@@ -113,10 +115,13 @@ class WideColumnsParams:
 
 @dataclass(frozen=True)
 class Plane3x3Params(NamedParams):
-    """``ops/plane3x3_s8_dsp.c.j2``: one channel; ``unroll`` pairs of outputs are one turn."""
+    """``ops/plane3x3_s8_dsp.c.j2``: one channel; ``unroll`` pairs of outputs are one turn.
+    ``paired`` as in :class:`ProductParams`.
+    """
 
     oh: int
     ow: int
+    paired: bool
     o: int
     unroll: int
     pre_shift: int

@@ -37,11 +37,11 @@ _MOST_CHANNELS = 2040
 
 def columns_call(
     name: str, geometry: ColumnsParams, weights: Weights, requant: Requant, effort: Effort,
-    layout: MatmulMode | None = None,
+    layout: MatmulMode | None = None, paired: bool = False,
 ) -> KernelCall | Refusal:  # fmt: skip
     """A convolution with weights [O, K] in OHWI order; ``geometry`` lacks fixes and group_bytes.
 
-    ``layout`` of the weights, by default the fastest.
+    ``layout`` of the weights, by default the fastest; ``paired`` as in :class:`ProductParams`.
     """
     g = geometry
     if g.o > _MOST_CHANNELS:
@@ -58,12 +58,13 @@ def columns_call(
     inside = _inside(g)
     params = replace(g, group_bytes=packed[0].size, fixes=dsp.corrections_of(requant))
     core = ProductParams(
-        k4=k4, o=group_out, y_stride=g.o, mode=mode, unroll=unroll, **dsp.shifts_of(requant)
-    )
+        k4=k4, o=group_out, paired=paired, y_stride=g.o, mode=mode, unroll=unroll,
+        **dsp.shifts_of(requant),
+    )  # fmt: skip
     pixels = g.oh * g.ow
     shape = _shape_of(g)
     distance = overlap_of(g)
-    instructions = dsp_cost.conv_cost(shape, mode, unroll, dsp.epilogue_of(requant))
+    instructions = dsp_cost.conv_cost(shape, mode, unroll, dsp.epilogue_of(requant), paired)
     return KernelCall(
         name,
         "ops/conv_s8_dsp.c.j2",
@@ -73,7 +74,7 @@ def columns_call(
             k4, 0 if inside else weights.shape[1], g.o if pixels % 3 else 0
         ),
         instructions=instructions + 3 * pixels * len(params.fixes),
-        code_bytes=dsp_cost.conv_bytes(shape, mode, unroll, dsp.epilogue_of(requant)),
+        code_bytes=dsp_cost.conv_bytes(shape, mode, unroll, dsp.epilogue_of(requant), paired),
         in_place=(0,) if distance is not None and distance <= 0 else (),
         overlap=distance,
         includes=dsp.INCLUDES,

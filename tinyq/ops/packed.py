@@ -202,7 +202,10 @@ class Conv2dS8DspPacked(Kernel):
             return "it has groups"
         weights = dsp.weights_of(node).reshape(p.out_c, -1)
         layout = _layout(weights)
-        call = columns_call("conv2d_s8_dsp", geometry_of(p), weights, requant, dsp.SHORT, layout)
+        geometry = geometry_of(p)
+        call = columns_call(
+            "conv2d_s8_dsp", geometry, weights, requant, dsp.SHORT, layout, core.pairs
+        )
         if isinstance(call, str):
             return call
         core_function, params = call.cores[0], call.params

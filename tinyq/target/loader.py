@@ -23,6 +23,8 @@ from tinyq.target.types import (
     Mcu,
     Memory,
     Peripheral,
+    Pipeline,
+    PipelineKind,
     QemuMachine,
     RegisterStep,
     Uf2,
@@ -133,6 +135,7 @@ def read_core(file: Path, isa: str = "", mul_cycles: int = 0) -> Core:
         source=top.get("source", str),
         default_isa=default_isa,
         default_mul_cycles=default_cycles,
+        pipeline=_pipeline(top.table("pipeline")) if top.has("pipeline") else None,
     )
     top.strings("aliases", [])
     for table in (top, features, multiplier, flags):
@@ -311,6 +314,44 @@ def _cycle_table(table: _Table) -> CycleTable:
     )
     table.done()
     return cycles
+
+
+def _pipeline(table: _Table) -> Pipeline:
+    units = table.table("units")
+    numbers = tuple((name, units.at_least(name, 1)) for name in units.values)
+    kinds = table.table("kinds")
+    made = Pipeline(
+        source=table.get("source", str),
+        width=table.at_least("width", 1),
+        words=table.at_least("words", 1),
+        multiple=table.at_least("multiple", 0, 0),
+        taken=table.at_least("taken", 0, 0),
+        mispredicted=table.at_least("mispredicted", 0, 0),
+        units=numbers,
+        kinds={name: _pipeline_kind(kinds.table(name), numbers) for name in kinds.values},
+    )
+    if "alu" not in made.kinds:
+        raise kinds.bad("field 'alu' is missing")
+    table.done()
+    return made
+
+
+def _pipeline_kind(table: _Table, units: tuple[tuple[str, int], ...]) -> PipelineKind:
+    kind = PipelineKind(
+        units=table.strings("units", []),
+        latency=table.at_least("latency", 0, 1),
+        occupies=table.at_least("occupies", 1, 1),
+        early=table.at_least("early", 0, 0),
+        late=table.at_least("late", 0, 0),
+        alone=table.get("alone", bool, False),
+        first=table.get("first", bool, False),
+        busy=table.at_least("busy", 1, 1),
+    )
+    unknown = sorted(set(kind.units) - {name for name, _ in units})
+    if unknown:
+        raise table.bad(f"there is no unit '{unknown[0]}'")
+    table.done()
+    return kind
 
 
 def _check_apart(top: _Table, memories: list[Memory]) -> None:

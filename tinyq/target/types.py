@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 ISAS = ("scalar", "dsp", "mve")
@@ -38,6 +39,50 @@ class CycleTable:
 
 
 @dataclass(frozen=True)
+class PipelineKind:
+    """How one kind of instruction is issued.
+
+    It takes one of each of ``units`` for ``occupies`` cycles, and its result is there ``latency``
+    cycles after its issue. ``early`` is how many cycles before that its operands (the address of a
+    load or store, a shifted operand) must be there, ``late`` by how many its accumulator or the
+    stored value may come after. ``alone`` is issued with nothing beside it, ``first`` with nothing
+    before it in its cycle; nothing follows for ``busy`` cycles.
+    """
+
+    units: tuple[str, ...] = ()
+    latency: int = 1
+    occupies: int = 1
+    early: int = 0
+    late: int = 0
+    alone: bool = False
+    first: bool = False
+    busy: int = 1
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A core that issues in order, up to ``width`` instructions a cycle.
+
+    ``units`` are (name, number). Load and store multiple move ``words`` registers a cycle and take
+    ``multiple`` cycles more. A taken branch costs ``taken`` cycles beside its issue, one that goes
+    the rarer way ``mispredicted``.
+    """
+
+    source: str
+    width: int
+    words: int
+    multiple: int
+    taken: int
+    mispredicted: int
+    units: tuple[tuple[str, int], ...]
+    kinds: Mapping[str, PipelineKind]
+
+    def kind(self, name: str) -> PipelineKind:
+        """The kind's rules, those of ``alu`` for a kind that the core does not tell apart."""
+        return self.kinds.get(name, self.kinds["alu"])
+
+
+@dataclass(frozen=True)
 class Core:
     """A processor core with the instruction set that code for it may use.
 
@@ -45,7 +90,8 @@ class Core:
     use the FPU (empty where there is none); ``zig`` is zig's name of the processor in an integer
     build. ``dsp`` and ``mve`` say what the chosen ``isa`` offers, not what the silicon has.
     ``mul_cycles`` is the cost of MULS in cycles (1 or 32 on M0 and M0+).
-    ``board`` names the emulated board that stands for this core.
+    ``board`` names the emulated board that stands for this core. ``pipeline`` is there for cores
+    whose cycles a table of instructions does not tell.
     """
 
     name: str
@@ -66,6 +112,7 @@ class Core:
     source: str
     default_isa: str
     default_mul_cycles: int
+    pipeline: Pipeline | None = None
 
     @property
     def dsp(self) -> bool:
@@ -76,6 +123,11 @@ class Core:
     def mve(self) -> bool:
         """Whether integer Helium may be used."""
         return self.isa == "mve"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it may issue a load and a multiplication in one cycle."""
+        return self.pipeline is not None and self.pipeline.width > 1
 
     @property
     def peak_macs_per_cycle(self) -> float:
