@@ -2,8 +2,8 @@
 
 python -m bench.pipelines [--cores cortex-m7 ...] [--networks kws ...] [--kernels tinyq|cmsis-nn]
 
-llvm-mca is optional (LLVM 19 or newer): it schedules every basic block by LLVM's model of the core, which
-also delays an instruction until all before it have written back, as the core's pipeline does not.
+llvm-mca is optional (LLVM 19 or newer): it schedules every block by LLVM's model of the core, and
+makes each instruction wait until all before it have written back, which the core does not do.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def profile_command(
 ) -> None:
     """Count the instructions of every layer on the emulated core, and name the hot spots.
 
-    Cycles are estimated from them with the core's timing table.
+    Cycles are estimated from them with the core's timing table or the model of its pipeline.
     """
     from tinyq.report.profile import comparison_report, function_report, profile_report
     from tinyq.verification.profile import profile

@@ -1,4 +1,4 @@
-"""Estimates cycles from how often each instruction ran and the core's timing table.
+"""Estimates cycles from how often each instruction ran, by the core's table or its pipeline.
 
 No flash wait states, no caches, no interlocks but those of the table: an estimate, and labelled so
 wherever it is shown.

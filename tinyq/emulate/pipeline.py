@@ -35,6 +35,7 @@ _REGISTER = re.compile(r"\b(r\d+|sb|sl|fp|ip|sp|lr|q\d+|s\d+|d\d+)\b")
 _RANGE = re.compile(r"\br(\d+)-r(\d+)\b")
 _TARGET = re.compile(r"^(?:[a-z0-9]+, )?([0-9a-f]+) <")
 _ROUNDS, _SETTLED = 12, 4
+_LONG_AGO = -9
 
 _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(pattern))
@@ -150,7 +151,7 @@ class _Issue:
             self._issue(one)
 
     def _issue(self, one: Operation) -> None:
-        at = max([self.cycle, *(self.ready.get(r, 0) - late for r, late in one.reads)])
+        at = max([self.cycle, *(self.ready.get(r, _LONG_AGO) - late for r, late in one.reads)])
         if at == self.cycle and self.slots and not self._pairs(one):
             at += 1
         at = max([at, *(min(self.free[unit]) for unit in one.kind.units)])

@@ -49,7 +49,8 @@ def matmul_cost(
     turns = 0 if unroll == steps else steps // unroll
     both = end.prepare(False, mode) + end.prepare(True, mode) + 2 * end.finish
     step = (_PAIRED_STEP if paired else _PAIR_STEP)[mode]
-    pair = steps * step + (6 + 3 * turns if turns else 0) + 3 * both + 7
+    moves = 2 * (steps // unroll) if paired and mode != "plain" else 0
+    pair = steps * step + moves + (6 + 3 * turns if turns else 0) + 3 * both + 7
     single = steps * _SINGLE_STEP[mode] + (3 + 3 * turns if turns else 0) + 2
     single += 3 * (end.prepare(False, "plain") + end.finish)
     return 17 + channels // 2 * pair + channels % 2 * single

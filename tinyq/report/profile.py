@@ -59,8 +59,9 @@ def cycles_text(profile: Profile) -> str:
     """What the cycles are, and how far they have been from boards."""
     if profile.cycles is None:
         return profile.cycles_note
-    timing = profile.core.timing
-    text = f"Instructions are counted, cycles estimated from them ({timing.source})."
+    core = profile.core
+    timing, model = core.timing, core.pipeline or core.timing
+    text = f"Instructions are counted, cycles estimated from them ({model.source})."
     if timing.boards:
         text += f" On boards: {timing.boards}"
     return text

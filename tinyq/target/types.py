@@ -137,7 +137,8 @@ class Core:
         """
         t = self.timing
         if self.mve:
-            return 16 / t.vector
+            vector = self.pipeline.kind("vector_multiply").occupies if self.pipeline else t.vector
+            return 16 / vector
         if self.dsp:
             return 2 / t.simd
         apart = t.multiply + t.alu

@@ -56,7 +56,7 @@ class Profile:
 
     ``instructions`` is one inference from call to return; the layers' sum lacks what is between
     them. Counts depend on the data where a kernel branches on it: they are of one random sample.
-    ``cycles`` is an estimate from the core's timing table, without wait states and caches, None
+    ``cycles`` is an estimate by the core's table or pipeline, without wait states and caches, None
     where it could not be made, and ``cycles_note`` then says why. ``clock_hz`` is the clock that
     milliseconds are given for (0: none). ``notes`` say what
     was used in place of what is missing.
