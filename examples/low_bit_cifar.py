@@ -261,7 +261,11 @@ def programme(experiment: str, seeds: int) -> list[Run]:
         methods = ("ste", "ewgs", "dsq", "daq")
         return [
             *widened,
-            *(Run(experiment, m, 2, 2, s, start=widened[-1]) for s in range(seeds) for m in methods),
+            *(
+                Run(experiment, method, 2, 2, seed, start=widened[-1])
+                for seed in range(seeds)
+                for method in methods
+            ),
         ]
     methods = ("ewgs-unguarded", "ewgs-guarded", "ste-guarded")
     return [Run(experiment, m, 2, 2, s, "apot") for s in range(seeds) for m in methods]
