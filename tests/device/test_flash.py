@@ -129,7 +129,7 @@ def test_without_the_tool_the_command_is_printed(boards: Boards, tmp_path: Path)
 
 
 REFUSED = [
-    ("apollo4p-evb", (), "TQ908", "--firmware test"),
+    ("alif-ensemble-e7", (), "TQ908", "--firmware test"),
     ("nrf52840-dk", ("--baud", "7"), "TQ303", "7 baud"),
     ("nucleo-f446re", ("--drive", "."), "TQ908", "no UF2"),
     ("nucleo-h743zi", ("--board", "nothing"), "TQ301", "nothing"),
