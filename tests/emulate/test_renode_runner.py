@@ -189,12 +189,12 @@ def test_addresses_that_no_board_uses() -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_more_samples_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, samples = write_fake(tmp_path / "net", asm_loop(9, 4)), draw(5)
+    network, samples = write_fake(tmp_path / "net", asm_loop(9, 4)), draw(3)
     options = RunOptions(emulator="renode", layers=True)
     whole = run_network(network, samples, options).trace
     monkeypatch.setattr(renode, "SAMPLES_ROOM", 20 + 2 * 12)  # two samples at a time
     parts = run_network(network, samples, options).trace
-    assert (parts.samples, parts.stack_bytes) == (5, whole.stack_bytes)
+    assert (parts.samples, parts.stack_bytes) == (3, whole.stack_bytes)
     assert np.array_equal(parts.outputs[0], whole.outputs[0])
     assert parts.instructions_per_inference == whole.instructions_per_inference
     assert parts.layer_instructions == whole.layer_instructions
