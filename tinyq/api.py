@@ -385,7 +385,7 @@ def _advice(board: str, core: Core) -> Advice | None:
 
 def board_room(compiled: Compiled, board: str) -> str:
     """How much of a board's memories a compiled network takes, before it is built."""
-    from tinyq.plan.limits import flash_estimate
+    from tinyq.plan.price import flash_estimate
     from tinyq.target import load_board
 
     chosen = load_board(board)

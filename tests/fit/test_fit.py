@@ -18,7 +18,7 @@ from tinyq.errors import TinyqError
 from tinyq.fit import Budget, Candidates, fit, forms_of, measure
 from tinyq.fit.measure import Lowered, assigned, cycles, integer_graph
 from tinyq.plan import plan_shared
-from tinyq.plan.limits import flash_estimate
+from tinyq.plan.price import flash_estimate
 from tinyq.ptq import CalibrationData, PtqConfig
 from tinyq.ptq.emit import emit
 from tinyq.ptq.pipeline import prepare_model

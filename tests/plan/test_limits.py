@@ -7,7 +7,8 @@ from codegen.fakes import FakeOperator, copy_call, schedule_of, tensor
 
 from tinyq.errors import TinyqError
 from tinyq.plan import limits as module
-from tinyq.plan.limits import Limits, fit, flash_estimate, parse_bytes
+from tinyq.plan.limits import Limits, fit, parse_bytes
+from tinyq.plan.price import flash_estimate
 from tinyq.select import Goal
 from tinyq.target import load_core
 

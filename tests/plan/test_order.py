@@ -10,7 +10,7 @@ from codegen.fakes import FakeOperator, alias_call, copy_call, schedule_of, tens
 
 from tinyq.ir import Value
 from tinyq.plan import plan
-from tinyq.plan.exchange import exchanges
+from tinyq.plan.exchange import Peaks
 from tinyq.plan.limits import Limits, fit
 from tinyq.plan.order import order_layers
 from tinyq.select import Goal, Schedule, select
@@ -152,5 +152,5 @@ def test_scratch_has_a_price(goal: Goal, arena: int, monkeypatch: pytest.MonkeyP
 
 
 def test_exchanges_need_less_and_less() -> None:
-    found = list(exchanges(with_two_kernels(Goal.SIZE)))
+    found = list(Peaks(with_two_kernels(Goal.SIZE)).exchanges())
     assert [(e.needed, e.cost) for e in found] == [(768, 0.0), (128, 20.0)]

@@ -21,7 +21,7 @@ from tinyq.ops.base import KernelCall
 from tinyq.passes.pipeline import to_integer
 from tinyq.plan import plan as plan_memory
 from tinyq.plan import plan_shared
-from tinyq.plan.limits import flash_estimate, shared_code
+from tinyq.plan.price import flash_estimate, shared_code
 from tinyq.ptq.emit import emit
 from tinyq.ptq.observe import Progress
 from tinyq.ptq.pipeline import Prepared

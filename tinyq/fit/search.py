@@ -16,7 +16,7 @@ from tinyq.fit.measure import FORMS, Candidates, Lowered, assigned, cycles, inte
 from tinyq.fit.problem import Budget, Prediction, Problem
 from tinyq.fit.solve import QUANTITIES, Quantity, least, solve
 from tinyq.plan import plan_shared
-from tinyq.plan.limits import flash_estimate
+from tinyq.plan.price import flash_estimate
 from tinyq.ptq import CalibrationData, PtqConfig
 from tinyq.ptq.emit import emit
 from tinyq.ptq.observe import Progress

@@ -1,29 +1,34 @@
-"""Limits on memory: met by choosing other kernels, or refused with what is in the way."""
+"""Limits on memory: met by what costs least, or refused with what is in the way.
+
+Kernels with less scratch, the kernels of a smaller goal and every remedy (stripes of rows) compete:
+whatever needs few enough bytes is priced as the goal does, and placed in the order of the prices
+until a placement keeps the limits.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from heapq import heapify, heappop, heappush
 
-import numpy as np
-
-from tinyq.errors import Diagnostic, TinyqError, error
+from tinyq.errors import TinyqError, error
 from tinyq.ir import Graph
-from tinyq.ops.base import KernelCall
-from tinyq.plan.exchange import Exchange, exchanges
-from tinyq.plan.memory import MemoryPlan, plan_shared
+from tinyq.plan.exchange import Exchange, Peaks
+from tinyq.plan.memory import MemoryPlan, plan, plan_shared
 from tinyq.plan.order import order_layers
-from tinyq.plan.stripes import StripeSearch
-from tinyq.select import Goal, Layer, Libraries, Schedule, select
+from tinyq.plan.price import Cost, flash_estimate, price, price_within
+from tinyq.plan.refusal import flash_problem, ram_problem
+from tinyq.plan.remedies import Proposal, Remedy
+from tinyq.plan.stripes import Stripes
+from tinyq.select import Goal, Libraries, Schedule, select
 from tinyq.target import Core
-
-_UNKNOWN_CODE = 500
-"""Bytes of code taken for a kernel that states none: about the mean of the portable ones."""
 
 Advice = Callable[[int, int], str]
 """Told the least bytes of arena and of flash that were found."""
+
+_PLACEMENTS = 8
+"""Schedules that are placed at most to meet limits, of the asked goal and again of all."""
 
 _SMALLER = (Goal.SPEED, Goal.BALANCED, Goal.SIZE)
 """Each goal gives less flash than the one before."""
@@ -49,11 +54,20 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What was chosen, and a note where the limits moved the choice."""
+    """What was chosen, and a note on everything that moved the choice.
+
+    ``general`` are the notes that hold with other kernels too, ``exchanged`` is that on kernels.
+    """
 
     schedule: Schedule
     plan: MemoryPlan
-    notes: tuple[str, ...] = ()
+    general: tuple[str, ...] = ()
+    exchanged: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Every note."""
+        return (*self.general, *([self.exchanged] if self.exchanged else []))
 
 
 def parse_bytes(text: str) -> int:
@@ -70,98 +84,182 @@ def fit(
 ) -> Fitted:  # fmt: skip
     """Select and plan within ``limits``.
 
-    Other kernels where memory is fullest, the kernels of a smaller goal, then stripes of rows are
-    tried, until the limits are met.
+    Where the choice without limits does not keep them, the cheapest one that does is taken, of all
+    combinations of kernels with less scratch and remedies; then the smaller goals' kernels compete
+    too.
 
     ``libraries`` and ``family`` are those of :func:`tinyq.select.select`. ``advise`` adds to the
     remedies what else would help.
 
     Raises one TinyqError with TQ801 (RAM) and TQ802 (flash) for the limits that nothing meets.
     """
-    tried: list[tuple[Schedule, MemoryPlan]] = []
 
-    def allowed(schedule: Schedule, memory: MemoryPlan) -> bool:
-        tried.append((schedule, memory))
-        return limits.allow(memory, flash_estimate(schedule))
+    def selected(attempt: Goal) -> Fitted:
+        return _ordered(select(graph, core, attempt, libraries=libraries, family=family))
 
-    goals = _SMALLER[_SMALLER.index(goal) :] if limits != Limits() else (goal,)
-    whole: list[Fitted] = []
-    for attempt in goals:
-        found = _whole(select(graph, core, attempt, libraries=libraries, family=family))
-        found = replace(found, notes=(*_moved(goal, attempt), *found.notes))
-        whole.append(found)
-        if allowed(found.schedule, found.plan):
-            return found
-        for exchange in exchanges(found.schedule) if limits.ram is not None else ():
-            if limits.ram is not None and exchange.needed <= limits.ram:
-                schedule, memory = plan_shared(exchange.schedule)
-                if allowed(schedule, memory):
-                    notes = (*found.notes, _exchanged(found.plan, memory))
-                    return Fitted(schedule, memory, notes)
-    if limits.ram is not None:
-        search = StripeSearch(whole[0].schedule.graph, core, libraries, family)
-        for found in whole:
-            if found.plan.arena_bytes <= limits.ram:  # flash is what is short: stripes take more
-                continue
-            for striped in search.run(found.schedule, found.plan, limits.ram):
-                if allowed(striped.schedule, striped.plan):
-                    return Fitted(striped.schedule, striped.plan, (*found.notes, striped.note))
-    problems = [*_ram_problem(tried, limits), *_flash_problem(tried, limits)]
+    usual = selected(goal)
+    remedies = (Stripes(usual.schedule.graph, core, libraries, family),)
+    found = _cheapest(usual, remedies if goal is Goal.SIZE else ())
+    if limits.allow(found.plan, flash_estimate(found.schedule)):
+        return found
+    search = _Search(usual, limits, remedies)
+    search.tried.append((found.schedule, found.plan))
+    met = search.run([usual])
+    if met is None:
+        smaller = _SMALLER[_SMALLER.index(goal) + 1 :]
+        others = [
+            replace(found, general=(_moved(goal, attempt), *found.general))
+            for attempt, found in ((a, selected(a)) for a in smaller)
+        ]
+        met = search.run(others) if others else None
+    if met is not None:
+        return met
+    tried = search.tried
+    problems = [*ram_problem(tried, limits.ram), *flash_problem(tried, limits.flash)]
     arena = min(memory.arena_bytes for _, memory in tried)
     more = advise(arena, min(flash_estimate(s) for s, _ in tried)) if advise is not None else ""
     raise TinyqError([replace(p, remedy=f"{p.remedy} {more}".strip()) for p in problems])
 
 
-_WORTH = {Goal.SPEED: 0.0, Goal.BALANCED: 0.5, Goal.SIZE: 1.0}
-"""Of a share of the arena that is saved, the shares of instructions and flash that it may take; for
-the smallest code: bytes of flash for a byte of the arena."""
-
-
-def _whole(schedule: Schedule) -> Fitted:
-    """The plan without limits: layers in the best order, and kernels as small as is worth it."""
+def _ordered(schedule: Schedule) -> Fitted:
+    """The plan with layers in the best order."""
     first = plan_shared(schedule)
-    best, notes = first, list[str]()
     ordered = order_layers(schedule)
     if ordered is not schedule:
         other = plan_shared(ordered)
-        if other[1].arena_bytes < best[1].arena_bytes:
-            schedule, best = ordered, other
-            notes.append(
+        if other[1].arena_bytes < first[1].arena_bytes:
+            note = (
                 f"layers run in another order: {other[1].arena_bytes:,} bytes of arena, not "
                 f"{first[1].arena_bytes:,}"
             )
-    chosen = _worth_it(schedule)
-    if chosen is not schedule:
-        other = plan_shared(chosen)
-        if other[1].arena_bytes < best[1].arena_bytes:
-            notes.append(_exchanged(best[1], other[1]))
-            best = other
-    return Fitted(*best, tuple(notes))
+            return Fitted(*other, (note,))
+    return Fitted(*first)
 
 
-def _worth_it(schedule: Schedule) -> Schedule:
-    """With kernels exchanged as far as the goal pays for it."""
-    worth = _WORTH[schedule.goal]
-    if not worth:
-        return schedule
-    found = list(exchanges(schedule))
-    if schedule.goal is Goal.SIZE:
-        return min(found, key=lambda e: e.cost + worth * e.needed).schedule
-    time, flash, arena = _shares(found[0])
+def _cheapest(usual: Fitted, remedies: Sequence[Remedy]) -> Fitted:
+    """What costs the goal least without limits: kernels exchanged as far as it pays for the bytes
+    of arena that are saved, in the whole network or in a proposal."""
+    goal = usual.schedule.goal
+    if goal is Goal.SPEED:
+        return usual
+    reference = Cost.of(usual.schedule, usual.plan.arena_bytes)
+    whole = Peaks(usual.schedule)
+    options = [_Option(usual, None, whole, exchange) for exchange in whole.exchanges()]
+    least = options[-1].exchange.needed
+    for proposal in (p for r in remedies for p in r.proposals(usual.schedule, least - 1)):
+        peaks = Peaks(proposal.schedule)
+        options += [_Option(usual, proposal, peaks, exchange) for exchange in peaks.exchanges()]
 
-    def score(exchange: Exchange) -> float:
-        parts = _shares(exchange)
-        return parts[0] / time + parts[1] / flash + worth * parts[2] / arena
+    def rank(option: _Option) -> tuple[float, float]:
+        cost = Cost.of(option.exchange.schedule, option.exchange.needed)
+        return price(goal, cost, reference), cost.time
 
-    return min(found, key=score).schedule
+    best, highest = usual, price(goal, reference, reference)
+    ranked = sorted(((rank(option), k) for k, option in enumerate(options)))
+    for (bound, _), k in ranked[:_PLACEMENTS]:
+        if bound >= highest:
+            break
+        found = options[k].place()
+        reached = price(goal, Cost.of(found.schedule, found.plan.arena_bytes), reference)
+        if reached < highest:
+            best, highest = found, reached
+    return best
 
 
-def _shares(exchange: Exchange) -> tuple[float, float, float]:
-    """Instructions, bytes of flash and bytes of arena, none of them zero."""
-    layers = exchange.schedule.layers
-    time = sum(layer.call.instructions for layer in layers)
-    flash = sum(layer.call.flash_bytes for layer in layers)
-    return max(1.0, time), max(1.0, flash), max(1.0, exchange.needed)
+@dataclass(frozen=True, eq=False)
+class _Option:
+    """``base``, or a proposal in its place, with kernels exchanged; not placed yet."""
+
+    base: Fitted
+    proposal: Proposal | None
+    peaks: Peaks
+    exchange: Exchange
+
+    def place(self) -> Fitted:
+        """Placed, with a note on what it changes."""
+        schedule, base = self.exchange.schedule, self.base
+        # Stripes share memory in any case: apart, each of their joins would copy a buffer.
+        schedule, memory = (schedule, plan(schedule)) if schedule.rows else plan_shared(schedule)
+        if self.proposal is not None:
+            return Fitted(schedule, memory, (*base.general, self._proposed(memory)))
+        changed = self.exchange.schedule is not self.peaks.schedule
+        return Fitted(
+            schedule, memory, base.general,
+            _exchanged(base.plan, memory) if changed else base.exchanged,
+        )  # fmt: skip
+
+    def _proposed(self, memory: MemoryPlan) -> str:
+        assert self.proposal is not None
+        before = self.base.schedule.instructions
+        more = 100 * (self.exchange.schedule.instructions / max(1, before) - 1)
+        changed = self.exchange.schedule is not self.peaks.schedule
+        kernels = ", with kernels of less scratch where memory is fullest" if changed else ""
+        return (
+            f"{self.proposal.what}{kernels}: {memory.arena_bytes:,} bytes of arena, not "
+            f"{self.base.plan.arena_bytes:,}, {more:+.1f}% instructions (estimate); "
+            f"{self.proposal.cost}"
+        )
+
+
+class _Search:
+    """The cheapest schedules that keep limits; ``tried`` are those that were placed."""
+
+    def __init__(self, usual: Fitted, limits: Limits, remedies: Sequence[Remedy]) -> None:
+        self.goal, self.limits, self.remedies = usual.schedule.goal, limits, remedies
+        self.usual = Cost.of(usual.schedule, usual.plan.arena_bytes)
+        self.tried: list[tuple[Schedule, MemoryPlan]] = []
+
+    def run(self, bases: Sequence[Fitted]) -> Fitted | None:
+        """The cheapest that is derived from ``bases``; None where none keeps the limits."""
+        waiting: list[tuple[float, int, _Option]] = []
+        hopeless: list[tuple[Fitted, Proposal | None, Peaks]] = []
+        limit = self._limit(bases)
+        for number, (base, proposal) in enumerate(self._forms(bases)):
+            peaks = Peaks(base.schedule if proposal is None else proposal.schedule)
+            exchange = peaks.within(limit)
+            if exchange is None:
+                hopeless.append((base, proposal, peaks))
+                continue
+            option = _Option(base, proposal, peaks, exchange)
+            waiting.append((self._price(exchange), number, option))
+        heapify(waiting)
+        for _ in range(_PLACEMENTS):
+            if not waiting:
+                break
+            _, number, option = heappop(waiting)
+            found = option.place()
+            self.tried.append((found.schedule, found.plan))
+            if self.limits.allow(found.plan, flash_estimate(found.schedule)):
+                return found
+            # Placed it takes more than the least that it needs: the same with smaller peaks.
+            smaller = option.peaks.within(option.exchange.needed - 1)
+            if found.plan.arena_bytes > limit and smaller is not None:
+                entry = self._price(smaller), number, replace(option, exchange=smaller)
+                heappush(waiting, entry)
+        if hopeless and all(memory.arena_bytes > limit for _, memory in self.tried):
+            base, proposal, peaks = min(hopeless, key=lambda entry: max(entry[2].needed.values()))
+            exchange = peaks.within(peaks.least_beyond(limit))
+            assert exchange is not None
+            found = _Option(base, proposal, peaks, exchange).place()
+            self.tried.append((found.schedule, found.plan))
+        return None
+
+    def _limit(self, bases: Sequence[Fitted]) -> int:
+        """On the arena; where there is none, that of the largest base."""
+        if self.limits.ram is not None:
+            return self.limits.ram
+        return max(base.plan.arena_bytes for base in bases)
+
+    def _forms(self, bases: Sequence[Fitted]) -> Iterator[tuple[Fitted, Proposal | None]]:
+        for base in bases:
+            yield base, None
+            if self.limits.ram is not None and base.plan.arena_bytes > self.limits.ram:
+                for remedy in self.remedies:
+                    for proposal in remedy.proposals(base.schedule, self.limits.ram):
+                        yield base, proposal
+
+    def _price(self, exchange: Exchange) -> float:
+        return price_within(self.goal, Cost.of(exchange.schedule, exchange.needed), self.usual)
 
 
 def _exchanged(before: MemoryPlan, after: MemoryPlan) -> str:
@@ -171,91 +269,5 @@ def _exchanged(before: MemoryPlan, after: MemoryPlan) -> str:
     )
 
 
-def _moved(goal: Goal, attempt: Goal) -> tuple[str, ...]:
-    if attempt is goal:
-        return ()
-    return (f"kernels are chosen for {attempt.value}, not {goal.value}, to keep the memory limits",)
-
-
-def flash_estimate(schedule: Schedule) -> int:
-    """Bytes of flash: constants exactly, code by the kernels' estimates, shared functions once."""
-    seen: set[tuple[str, str]] = set()
-    constants: set[object] = set()
-    total = 0
-    for layer in schedule.layers:
-        for constant in layer.call.constants:
-            content: object = id(constant.array)
-            if layer.outputs[0] in schedule.rows:  # stripes have the same constants
-                content = sha256(np.ascontiguousarray(constant.array).tobytes()).digest()
-            if content not in constants:
-                total += int(constant.array.nbytes)
-            constants.add(content)
-        key, code = shared_code(layer.call)
-        total += 0 if key in seen else code
-        seen.add(key)
-    return total
-
-
-def shared_code(call: KernelCall) -> tuple[tuple[str, str], int]:
-    """What tells a call's function apart from others, and the estimate of its code in bytes."""
-    return (call.template, repr(call.params)), 0 if call.alias else call.code_bytes or _UNKNOWN_CODE
-
-
-def peak_layer(schedule: Schedule, memory: MemoryPlan) -> Layer:
-    """The layer whose operands, results and scratch reach the top of the arena."""
-
-    def top(layer: Layer) -> int:
-        ends = [memory.offsets[v] + v.type.bytes for v in (*layer.inputs, *layer.outputs)]
-        offset = memory.scratch[layer.index]
-        return max([*ends, 0 if offset is None else offset + layer.call.scratch_bytes])
-
-    return max(schedule.layers, key=top)
-
-
-def _ram_problem(tried: list[tuple[Schedule, MemoryPlan]], limits: Limits) -> Iterable[Diagnostic]:
-    schedule, memory = min(tried, key=lambda pair: pair[1].arena_bytes)
-    if limits.ram is None or memory.arena_bytes <= limits.ram:
-        return
-    layer = peak_layer(schedule, memory)
-    operands = (*layer.inputs, *layer.outputs)
-    sizes = ", ".join(f"{v.type.dtype.value}{list(v.type.shape)}" for v in operands)
-    stripes = " with the first layers in stripes of rows" if schedule.rows else ""
-    part = schedule.rows.get(layer.outputs[0])
-    yield Diagnostic(
-        "TQ801",
-        f"the arena takes {memory.arena_bytes:,} bytes{stripes}, "
-        f"{memory.arena_bytes - limits.ram:,} more than {limits.ram:,}; no placement takes fewer "
-        f"than {memory.live_bytes:,}. It is fullest here: {sizes}, scratch "
-        f"{layer.call.scratch_bytes:,}{_inputs_alone(schedule, limits.ram)}",
-        "Make this tensor smaller: a smaller input, a larger stride before it, fewer channels.",
-        part.layer if part is not None and part.layer else layer.node.name,
-        layer.node.op,
-    )
-
-
-def _inputs_alone(schedule: Schedule, ram: int) -> str:
-    """A remark where the inputs take what there is: nothing but a smaller input helps then."""
-    size = sum(v.type.bytes for v in schedule.graph.inputs)
-    if size < ram * 3 // 4:
-        return ""
-    return f"; the network's inputs alone take {size:,}"
-
-
-def _flash_problem(
-    tried: list[tuple[Schedule, MemoryPlan]], limits: Limits
-) -> Iterable[Diagnostic]:
-    schedule, _ = min(tried, key=lambda pair: flash_estimate(pair[0]))
-    flash = flash_estimate(schedule)
-    if limits.flash is None or flash <= limits.flash:
-        return
-    layer = max(schedule.layers, key=lambda layer: layer.call.constant_bytes)
-    constants = sum(other.call.constant_bytes for other in schedule.layers)
-    yield Diagnostic(
-        "TQ802",
-        f"constants take {constants:,} bytes and code about {flash - constants:,}, together "
-        f"{flash - limits.flash:,} more than {limits.flash:,}. The largest layer has "
-        f"{layer.call.constant_bytes:,}",
-        "Train with fewer weights in this layer, or with fewer bits.",
-        layer.node.name,
-        layer.node.op,
-    )
+def _moved(goal: Goal, attempt: Goal) -> str:
+    return f"kernels are chosen for {attempt.value}, not {goal.value}, to keep the memory limits"

@@ -10,12 +10,13 @@ follows the reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tinyq.ir import Value
-from tinyq.plan.placement import ALIGNMENT, Handover, Segment, Span, fullness, place
+from tinyq.ops.base import KernelCall
+from tinyq.plan.placement import ALIGNMENT, Handover, Segment, Span, fullness, fullness_at, place
 from tinyq.plan.sharing import share_memory
 from tinyq.plan.verify import verify_plan
 from tinyq.select import Layer, Schedule
@@ -153,6 +154,18 @@ class Problem:
         ]
         self.handovers = _handovers(schedule, self.buffers, self.index)
 
+    def needed_with(self, layer: Layer, call: KernelCall) -> int:
+        """Bytes that every placement needs while ``layer`` runs, if ``call`` is its kernel."""
+        now = layer.index
+        spans = self.spans[: len(self.index)]
+        live = {root: k for root, k in self.index.items() if spans[k].at(now) is not None}
+        index = {root: n for n, root in enumerate(live)}
+        scratch = [Span.whole(now, now, call.scratch_bytes)] if call.scratch_bytes else []
+        found: dict[tuple[int, int], list[Handover]] = {}
+        for pair, handover in _handovers_of(replace(layer, call=call), self.buffers, index):
+            found.setdefault(pair, []).append(handover)
+        return fullness_at(now, [*(spans[k] for k in live.values()), *scratch], found)
+
     def plan(self, placed: list[int]) -> MemoryPlan:
         """The plan with each span at its offset."""
         schedule, buffers = self.schedule, self.buffers
@@ -181,27 +194,34 @@ def _handovers(
     """Where outputs may lie over inputs that nothing reads after their layer."""
     found: dict[tuple[int, int], list[Handover]] = {}
     for layer in schedule.layers:
-        if layer.call.alias:
-            continue
-        result = layer.outputs[0]
-        for root in dict.fromkeys(buffers.root[value] for value in layer.inputs):
-            # Every operand in the buffer is overwritten, so each has to allow it.
-            operands = [k for k, v in enumerate(layer.inputs) if buffers.root[v] is root]
-            first = layer.inputs[operands[0]]
-            exact = all(k in layer.call.in_place for k in operands)
-            exact = exact and result.type.bytes <= first.type.bytes
-            exact = exact and len({buffers.at[layer.inputs[k]] for k in operands}) == 1
-            alone = operands == [0]
-            handover = Handover(
-                layer.index, buffers.at[result], result.type.bytes, buffers.at[first], exact,
-                layer.call.overlap if alone else None, layer.call.phase if alone else 0,
-            )  # fmt: skip
-            if (exact or handover.phase or handover.distance is not None) and (
-                buffers.root[result] is not root
-            ):
-                pair = index[buffers.root[result]], index[root]
-                found.setdefault(pair, []).append(handover)
+        for pair, handover in _handovers_of(layer, buffers, index):
+            found.setdefault(pair, []).append(handover)
     return found
+
+
+def _handovers_of(
+    layer: Layer, buffers: _Buffers, index: Mapping[Value, int]
+) -> Iterator[tuple[tuple[int, int], Handover]]:
+    """The same of one layer, by (output, source)."""
+    if layer.call.alias:
+        return
+    result = layer.outputs[0]
+    for root in dict.fromkeys(buffers.root[value] for value in layer.inputs):
+        # Every operand in the buffer is overwritten, so each has to allow it.
+        operands = [k for k, v in enumerate(layer.inputs) if buffers.root[v] is root]
+        first = layer.inputs[operands[0]]
+        exact = all(k in layer.call.in_place for k in operands)
+        exact = exact and result.type.bytes <= first.type.bytes
+        exact = exact and len({buffers.at[layer.inputs[k]] for k in operands}) == 1
+        alone = operands == [0]
+        handover = Handover(
+            layer.index, buffers.at[result], result.type.bytes, buffers.at[first], exact,
+            layer.call.overlap if alone else None, layer.call.phase if alone else 0,
+        )  # fmt: skip
+        if (exact or handover.phase or handover.distance is not None) and (
+            buffers.root[result] is not root
+        ):
+            yield (index[buffers.root[result]], index[root]), handover
 
 
 def _overlaid(layer: Layer, offsets: Mapping[Value, int]) -> Value | None:

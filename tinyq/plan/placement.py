@@ -198,14 +198,7 @@ def fullness(spans: Sequence[Span], handovers: Handovers | None = None) -> dict[
     All buffers in use but the topmost one take their aligned size; an output counts only for what
     it adds to the input that it may lie over.
     """
-    saved: dict[int, int] = {}
-    for (output, source), found in (handovers or {}).items():
-        pair = _Pair(spans[output], spans[source], found)
-        for handover in found:
-            a, b = pair.output.at(handover.time), pair.source.at(handover.time)
-            if a is not None and b is not None:
-                gain = a.bytes + b.bytes - pair.union(handover)
-                saved[handover.time] = max(saved.get(handover.time, 0), gain)
+    saved = _savings(spans, handovers or {})
     times = {s.start for span in spans for s in span.segments} | saved.keys()
     # A saving is that of one time: what follows it has to be looked at again.
     times |= {time + 1 for time in saved}
@@ -217,9 +210,32 @@ def fullness(spans: Sequence[Span], handovers: Handovers | None = None) -> dict[
         while waiting and spans[waiting[-1]].start <= time:
             live.append(waiting.pop())
         used = [s for k in live if (s := spans[k].at(time)) is not None]
-        slack = max((s.bytes - (s.high - s.low) for s in used), default=0)
-        needed[time] = sum(s.bytes for s in used) - saved.get(time, 0) - slack
+        needed[time] = _together_at(used, saved.get(time, 0))
     return needed
+
+
+def fullness_at(time: int, spans: Sequence[Span], handovers: Handovers) -> int:
+    """The same at one time; ``handovers`` may be those of this time alone."""
+    used = [s for span in spans if (s := span.at(time)) is not None]
+    return _together_at(used, _savings(spans, handovers).get(time, 0))
+
+
+def _savings(spans: Sequence[Span], handovers: Handovers) -> dict[int, int]:
+    """Bytes that outputs can share with inputs, by time."""
+    saved: dict[int, int] = {}
+    for (output, source), found in handovers.items():
+        pair = _Pair(spans[output], spans[source], found)
+        for handover in found:
+            a, b = pair.output.at(handover.time), pair.source.at(handover.time)
+            if a is not None and b is not None:
+                gain = a.bytes + b.bytes - pair.union(handover)
+                saved[handover.time] = max(saved.get(handover.time, 0), gain)
+    return saved
+
+
+def _together_at(used: Sequence[Segment], saved: int) -> int:
+    slack = max((s.bytes - (s.high - s.low) for s in used), default=0)
+    return sum(s.bytes for s in used) - saved - slack
 
 
 def place(spans: Sequence[Span], handovers: Handovers | None = None) -> list[int]:
