@@ -302,12 +302,13 @@ def fit_model(
     """Choose the form of every layer's weights within limits, quantize, and compile.
 
     Limits are those of ``options`` (flash, ram, board) and ``latency``, seconds an inference at
-    ``clock_hz`` (by default the board's), for which firmware is built and run in QEMU. ``forms`` as
-    in :data:`tinyq.fit.FORMS`, all by default. Evaluations run in ``jobs`` processes, or wherever
-    ``joblib.parallel_config`` says. Raises TQ804 when no choice keeps the limits, TQ613 without
-    OR-tools, and what quantizing, compiling and (for ``latency``) profiling raise.
+    ``clock_hz`` (by default the board's), for which firmware is built and run in QEMU. ``forms``
+    as in :data:`tinyq.fit.FORMS` or its groups, all by default. Evaluations run in ``jobs``
+    processes, or wherever ``joblib.parallel_config`` says. Raises TQ804 when no choice keeps the
+    limits, TQ613 without OR-tools, and what quantizing, compiling and (for ``latency``) profiling
+    raise.
     """
-    from tinyq.fit import FORMS, Budget, fit, forms_of
+    from tinyq.fit import FORMS, Budget, fit
     from tinyq.select import Goal
     from tinyq.target import load_board
 
@@ -321,7 +322,7 @@ def fit_model(
     cycles = int(latency * clock_hz) if latency else None
     result = fit(
         path, calibration, core, Budget(limits.flash, limits.ram, cycles),
-        goal=Goal(options.optimize), forms=forms_of(forms) if forms else FORMS, config=config,
+        goal=Goal(options.optimize), forms=forms or FORMS, config=config,
         points=points, jobs=jobs, cycles_of=_cycles_of(core.target), progress=progress,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="tinyq-fit-") as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,20 @@ from typer.testing import CliRunner, Result
 
 from tinyq.cli import app
 from tinyq.errors import TinyqError
-from tinyq.fit import Budget, Candidates, fit, forms_of, measure
-from tinyq.fit.measure import Lowered, assigned, cycles, integer_graph
+from tinyq.fit import (
+    Budget,
+    Candidates,
+    Problem,
+    assigned,
+    fit,
+    forms_of,
+    measure,
+    quantize_forms,
+    solve,
+)
+from tinyq.fit.measure import FORMS as EVERY
+from tinyq.fit.measure import Lowered, cycles, integer_graph
+from tinyq.ops.packed import encoding_of
 from tinyq.plan import plan_shared
 from tinyq.plan.price import flash_estimate
 from tinyq.ptq import CalibrationData, PtqConfig
@@ -31,7 +44,7 @@ pytest.importorskip("ortools")
 X = np.random.default_rng(3).normal(size=(40, 3, 8, 8)).astype(np.float32)
 DATA = CalibrationData({"x": X}, np.arange(40) % 4)
 CORE = load_core("cortex-m4")
-FORMS = ("int8", "int4", "int2")
+FORMS = ("int8", "lut4", "ternary")
 RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
 
 
@@ -48,13 +61,18 @@ def float_model() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def candidates() -> Candidates:
-    return measure(prepare_model(float_model(), DATA, PtqConfig()), FORMS)
+    return quantize_forms(prepare_model(float_model(), DATA, PtqConfig()), FORMS)
+
+
+@pytest.fixture(scope="module")
+def problem(candidates: Candidates) -> Problem:
+    return measure(candidates, Lowered.of(candidates).costs(CORE, Goal.BALANCED))
 
 
 def compiled(candidates: Candidates, forms: dict[str, str], goal: Goal) -> tuple[int, int, int]:
     """Flash, arena and cycles of an assignment, from its own model."""
     prepared = candidates.prepared
-    model = emit(prepared.graph, prepared.units, assigned(prepared, forms))
+    model = emit(prepared.graph, prepared.units, assigned(candidates, forms))
     schedule, memory = plan_shared(select(integer_graph(model), CORE, goal))
     return flash_estimate(schedule), memory.arena_bytes, cycles(schedule)
 
@@ -64,9 +82,8 @@ def assignments(names: list[str]) -> Iterator[dict[str, str]]:
         yield dict(zip(names, forms, strict=True))
 
 
-def test_predictions_are_what_compiling_gives(candidates: Candidates) -> None:
+def test_predictions_are_what_compiling_gives(candidates: Candidates, problem: Problem) -> None:
     """Shared functions and the arena included; corrections of single outputs move a few bytes."""
-    problem = Lowered.of(candidates).problem(CORE, Goal.BALANCED)
     names = [layer.name for layer in problem.layers]
     assert len(names) == 4
     for forms in list(assignments(names))[::9]:
@@ -80,26 +97,31 @@ def test_predictions_are_what_compiling_gives(candidates: Candidates) -> None:
         assert predicted.cycles == pytest.approx(spent, rel=0.02)
 
 
-def test_added_error_is_that_of_the_layer_alone(candidates: Candidates) -> None:
+def test_added_error_is_that_of_the_layer_alone(candidates: Candidates, problem: Problem) -> None:
+    """Its bias is corrected for inputs that int8 layers compute."""
     prepared = candidates.prepared
-    assert {name: a["int8"] for name, a in candidates.added.items()} == dict.fromkeys(
-        candidates.added, 0.0
-    )
-    name = list(candidates.added)[1]
-    plan = candidates.plans["int8"].with_weights(name, candidates.plans["int2"].weights[name])
-    model = emit(prepared.graph, prepared.units, plan)
+    added = {layer.name: {o.form: o.error for o in layer.options} for layer in problem.layers}
+    assert {errors["int8"] for errors in added.values()} == {0.0}
+    name = list(added)[1]
+    plan = assigned(candidates, {**dict.fromkeys(added, "int8"), name: "ternary"})
+    int8 = candidates.tuned["int8"]
+    tuned = candidates.tuned["ternary"].weights[name]
+    assert np.array_equal(plan.weights[name].integers, tuned.integers)
+    assert np.array_equal(plan.weights[name].bias, tuned.bias)
+    model = emit(prepared.graph, prepared.units, int8.with_weights(name, tuned))
     noise = np.square(prepared.output_of(model) - prepared.reference).mean()
     base = candidates.quality.rms_error**2
-    assert candidates.added[name]["int2"] == pytest.approx(noise - base, rel=1e-5)
-    levels = plan.weights[name].integers
-    assert set(np.unique(levels)) == {-1, 0, 1}
+    assert added[name]["ternary"] == pytest.approx(noise - base, rel=1e-5)
+    levels = np.unique(plan.weights[name].integers)
+    assert np.array_equal(levels, levels.max() * np.array([-1, 0, 1]))
 
 
-def test_the_choice_keeps_the_limits_and_nothing_better_does(candidates: Candidates) -> None:
-    problem = Lowered.of(candidates).problem(CORE, Goal.BALANCED)
+def test_the_choice_keeps_the_limits_and_nothing_better_does(
+    candidates: Candidates, problem: Problem
+) -> None:
     names = [layer.name for layer in problem.layers]
     most, fewest = (compiled(candidates, dict.fromkeys(names, f), Goal.BALANCED)[0]
-                    for f in ("int8", "int2"))  # fmt: skip
+                    for f in ("int8", "ternary"))  # fmt: skip
     limit = (most + fewest) // 2
     found = fit(float_model(), DATA, CORE, Budget(flash=limit), forms=FORMS)
     assert found.goal is Goal.BALANCED
@@ -153,7 +175,7 @@ def test_limits_that_nothing_keeps() -> None:
     assert kept.chosen.flash_bytes <= least + 40
 
 
-def test_evaluations_run_on_the_backend_that_joblib_is_told() -> None:
+def test_evaluations_run_on_the_backend_that_joblib_is_told(problem: Problem) -> None:
     from joblib._parallel_backends import ThreadingBackend
 
     class Counting(ThreadingBackend):
@@ -166,15 +188,69 @@ def test_evaluations_run_on_the_backend_that_joblib_is_told() -> None:
     joblib.register_parallel_backend("counting", Counting)
     prepared = prepare_model(float_model(), DATA, PtqConfig())
     with joblib.parallel_config(backend="counting", n_jobs=2):
-        found = measure(prepared, FORMS, jobs=2)
+        found = measure(quantize_forms(prepared, FORMS, jobs=2), problem, jobs=2)
     assert Counting.tasks > 0
-    assert found.added == measure(prepared, FORMS).added
+    assert found == problem
 
 
 def test_forms() -> None:
     assert forms_of(["int2", "int4"]) == ("int8", "int4", "int2")
+    assert forms_of(["apot", "binary"]) == ("int8", "apot5", "apot4", "pot3", "binary")
+    assert forms_of(["all"]) == EVERY
     with pytest.raises(TinyqError, match="int9"):
         forms_of(["int9"])
+
+
+def test_every_form_is_stored_as_what_it_is() -> None:
+    """The compiler recognises each from the integers, and stores codes of its bits."""
+    kinds = {"lut": "codebook"}
+    prepared = prepare_model(float_model(), DATA, PtqConfig())
+    found = quantize_forms(prepared, EVERY)
+    for form in EVERY[1:]:
+        graph = integer_graph(found.model(form))
+        node = [n for n in graph.nodes if n.op == "conv2d"][1]
+        encoding = encoding_of(node.input(1))
+        assert encoding is not None
+        kind = form.rstrip("2345")
+        assert encoding.name == form.replace(kind, kinds.get(kind, kind)), form
+
+
+@pytest.mark.parametrize("config", [PtqConfig(rounding="adaround"), PtqConfig(per_channel=False),
+                                    PtqConfig(bias_correction=False)], ids=str)  # fmt: skip
+def test_forms_under_other_options(config: PtqConfig) -> None:
+    """Rounding is learned among the levels of a form; steps may be one for all channels."""
+    found = quantize_forms(prepare_model(float_model(), DATA, config), ("int8", "pot4", "lut3"))
+    for form in ("pot4", "lut3"):
+        for name, weights in found.tuned[form].weights.items():
+            assert set(np.unique(weights.integers)) <= set(weights.levels)
+            assert len(weights.levels) <= 2**weights.bits
+            learned = not np.array_equal(
+                weights.integers, found.nearest[form].weights[name].integers
+            )
+            assert not learned or config.rounding == "adaround"
+    assert integer_graph(found.model("lut3")).nodes
+
+
+def test_powers_of_two_for_time_and_codebooks_for_flash(candidates: Candidates) -> None:
+    """A slow multiplier: a power of two is one addition a weight, a level of a codebook up to four.
+
+    Where products take a cycle both cost the same, and codebooks err less.
+    """
+    every = quantize_forms(candidates.prepared, ("int8", "lut3", "pot3"))
+    lowered = Lowered.of(every)
+    slow = measure(every, lowered.costs(load_core("cortex-m0+mul32"), Goal.SPEED))
+    _, book, power = (slow.predict((k,) * len(slow.layers)).cycles for k in range(3))
+    assert power < 0.7 * book
+    limit = Budget(cycles=(power + book) // 2)
+    assert least_error(slow, limit) < least_error(slow.restricted(("int8", "lut3")), limit)
+    small = measure(every, lowered.costs(CORE, Goal.SIZE))
+    limit = Budget(flash=small.predict((1,) * len(small.layers)).flash_bytes)
+    assert least_error(small, limit) < least_error(small.restricted(("int8", "pot3")), limit)
+
+
+def least_error(problem: Problem, budget: Budget) -> float:
+    choice = solve(problem.undominated(), budget)
+    return math.inf if choice is None else problem.undominated().predict(choice).error
 
 
 @pytest.fixture
@@ -191,9 +267,9 @@ def invoke(place: Path, *arguments: str) -> Result:
 
 def test_command_line(place: Path) -> None:
     report = place / "fit.json"
-    result = invoke(place, "-t", "cortex-m4", "--flash", "5K", "--forms", "int4,int2", "--points",
-                    "3", "--jobs", "2", "--backend", "threading", "--report", str(report),
-                    "--report", str(place / "fit.png"), "--json")  # fmt: skip
+    result = invoke(place, "-t", "cortex-m4", "--flash", "5K", "--forms", "lut4,pot,ternary",
+                    "--points", "3", "--jobs", "2", "--backend", "threading",
+                    "--report", str(report), "--report", str(place / "fit.png"), "--json")  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["firmware"]["equal"] is True

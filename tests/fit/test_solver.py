@@ -83,7 +83,15 @@ def test_best_of_all_assignments(
             assert least(problem, what, budget) is None
         return
     assert found is not None
+    # Options that others replace are no loss.
+    fewer = problem.undominated()
+    kept = solve(fewer, budget)
+    assert kept is not None
+    reached = fewer.predict(kept)
     best = problem.predict(found)
+    assert (reached.error, reached.flash_bytes) == (best.error, best.flash_bytes)
+    for what in QUANTITIES:
+        assert least(fewer, what, budget) == least(problem, what, budget)
     assert best.within(budget)
     assert (best.error, best.flash_bytes) == min((p.error, p.flash_bytes) for p in allowed)
     assert least(problem, "flash", budget) == min(p.flash_bytes for p in allowed)
@@ -112,6 +120,30 @@ def test_front_is_every_point_that_nothing_beats(
     assert set(few_points) <= set(all_points)
     assert few_points[:1] == all_points[:1]
     assert few_points[-1:] == all_points[-1:]
+
+
+def test_options_that_others_replace() -> None:
+    def option(form: str, *figures: float) -> Option:
+        error, constants, cycles = figures
+        return Option(form, error, int(constants), form, int(cycles), 0)
+
+    options = (
+        option("int8", 0, 100, 10),
+        option("same", 0, 100, 10),  # its function would have to be paid
+        option("worse", 0.5, 120, 10),
+        option("small", 0.5, 40, 12),
+        option("larger", 0.5, 55, 12),
+        option("smaller", 0.5, 39, 12),  # as long as it is alone its function costs more
+    )
+    sizes = {o.code: 10 for o in options}
+    problem = Problem((Layer("a", "conv2d", options),), sizes)
+    kept = [o.form for o in problem.undominated().layers[0].options]
+    assert kept == ["int8", "same", "small", "smaller"]
+    unmeasured = [o.form for o in problem.undominated(measured=False).layers[0].options]
+    assert unmeasured == ["int8", "same", "small", "larger", "smaller"]
+    assert [o.form for o in problem.restricted({"int8", "small"}).layers[0].options] == [
+        "int8", "small",
+    ]  # fmt: skip
 
 
 def test_errors_keep_their_order_as_integers() -> None:

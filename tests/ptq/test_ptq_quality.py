@@ -188,7 +188,7 @@ def test_learned_rounding_finds_the_optimum_of_a_small_layer() -> None:
     steps = (np.abs(w).max(axis=1) / 7).astype(np.float32)
     node = onnx.helper.make_node("Gemm", ["x", "w"], ["y"])
     moments = gather_moments(node, w.shape, [(x.astype(np.float32), x.astype(np.float32))], 0)
-    result = learn_rounding(w, steps, 4, moments)
+    result = learn_rounding(w, steps, range(-7, 8), moments)
     floor = np.floor(w / steps[:, None])
     reached = optimum = nearest = 0.0
     for row in range(5):

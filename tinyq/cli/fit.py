@@ -55,7 +55,9 @@ def fit_command(
     ] = "balanced",
     forms: Annotated[
         str,
-        typer.Option(metavar="int8,int4", help="Forms of weights to choose from (default: all)."),
+        typer.Option(
+            metavar="int,pot4", help="Weights to choose from, or groups: int, pot, apot, lut, all."
+        ),
     ] = "",
     points: Annotated[int, typer.Option(min=2, help="Most points of the front.")] = 10,
     jobs: Annotated[

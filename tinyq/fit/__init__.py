@@ -5,18 +5,29 @@ onnxruntime; an integer program takes the assignment of least error within the l
 """
 
 from tinyq.fit.front import Point, front
-from tinyq.fit.measure import FORMS, Candidates, assigned, forms_of, measure
+from tinyq.fit.measure import (
+    FORMS,
+    GROUPS,
+    Candidates,
+    Lowered,
+    assigned,
+    forms_of,
+    measure,
+    quantize_forms,
+)
 from tinyq.fit.problem import Budget, Choice, Layer, Option, Prediction, Problem
 from tinyq.fit.search import FitResult, fit, least_reachable
 from tinyq.fit.solve import least, solve
 
 __all__ = [
     "FORMS",
+    "GROUPS",
     "Budget",
     "Candidates",
     "Choice",
     "FitResult",
     "Layer",
+    "Lowered",
     "Option",
     "Point",
     "Prediction",
@@ -28,5 +39,6 @@ __all__ = [
     "least",
     "least_reachable",
     "measure",
+    "quantize_forms",
     "solve",
 ]

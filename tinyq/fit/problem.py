@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 Choice = tuple[int, ...]
@@ -13,7 +13,8 @@ Choice = tuple[int, ...]
 class Option:
     """One way of storing a layer's weights.
 
-    error: what it adds to the squared error at the output, against int8 everywhere.
+    form: how the weights are stored, of :data:`tinyq.fit.FORMS`. error: what it adds to the
+    squared error at the output, against int8 everywhere.
     constant_bytes: of flash, without code. code: key of the function it calls, whose bytes are
     paid once however many layers call it. cycles: instructions of one inference, and the waiting
     of a slow multiplier. arena_bytes: the arena if all other layers were int8.
@@ -101,6 +102,48 @@ class Problem:
             arena_bytes=max([self.other_arena, *(o.arena_bytes for o in options)]),
             cycles=self.other_cycles + sum(o.cycles for o in options),
         )
+
+    def undominated(self, measured: bool = True) -> Problem:
+        """Without options that another of the layer replaces in every assignment, no worse.
+
+        That is one of no more error, cycles and arena whose constants, and its function where it
+        is another one, take no more flash than the option's constants alone. Where errors are not
+        ``measured``, only the first option is compared with, which adds none. What can be reached
+        within any limits stays the same.
+        """
+        layers = []
+        for layer in self.layers:
+            others = layer.options if measured else layer.options[:1]
+            kept = [o for o in layer.options if not self._replaced(o, layer.options, others)]
+            layers.append(replace(layer, options=tuple(kept)))
+        return replace(self, layers=tuple(layers))
+
+    def _replaced(self, option: Option, order: Sequence[Option], others: Sequence[Option]) -> bool:
+        """Whether one of ``others`` does; of two that replace each other the first one stays."""
+        return any(
+            self._replaces(other, option)
+            and (order.index(other) < order.index(option) or not self._replaces(option, other))
+            for other in others
+            if other is not option
+        )
+
+    def _replaces(self, one: Option, other: Option) -> bool:
+        free = one.code == other.code or one.code in self.other_codes
+        flash = one.constant_bytes + (0 if free else self.code_bytes[one.code])
+        return (
+            one.error <= other.error
+            and one.cycles <= other.cycles
+            and one.arena_bytes <= other.arena_bytes
+            and flash <= other.constant_bytes
+        )
+
+    def restricted(self, forms: Collection[str]) -> Problem:
+        """The problem with options of these forms alone."""
+        layers = [
+            replace(layer, options=tuple(o for o in layer.options if o.form in forms))
+            for layer in self.layers
+        ]
+        return replace(self, layers=tuple(layers))
 
     def scaled(self, factor: float) -> Problem:
         """The problem with all cycles multiplied."""

@@ -12,7 +12,17 @@ import onnx
 
 from tinyq.errors import TinyqError, error
 from tinyq.fit.front import Point, front
-from tinyq.fit.measure import FORMS, Candidates, Lowered, assigned, cycles, integer_graph, measure
+from tinyq.fit.measure import (
+    FORMS,
+    Candidates,
+    Lowered,
+    assigned,
+    cycles,
+    forms_of,
+    integer_graph,
+    measure,
+    quantize_forms,
+)
 from tinyq.fit.problem import Budget, Prediction, Problem
 from tinyq.fit.solve import QUANTITIES, Quantity, least, solve
 from tinyq.plan import plan_shared
@@ -22,6 +32,7 @@ from tinyq.ptq.emit import emit
 from tinyq.ptq.observe import Progress
 from tinyq.ptq.pipeline import prepare_model
 from tinyq.ptq.quality import OutputQuality, finite
+from tinyq.quant.coarse import KEPT
 from tinyq.select import Goal, select
 from tinyq.target import Core
 
@@ -67,7 +78,7 @@ class FitResult:
         return 10.0 * math.log10(self.signal / noise) if noise > 0 < self.signal else math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready object: the choice, and the front with predictions and measurements."""
+        """A JSON-ready object: the choice, the options, and the front, predicted and measured."""
         rows = [
             {
                 "forms": self.problem.forms(point.choice),
@@ -83,6 +94,7 @@ class FitResult:
             "goal": self.goal.value,
             "samples": self.samples,
             "int8": asdict(self.before),
+            "layers": [asdict(layer) for layer in self.problem.layers],
             "chosen": asdict(self.chosen),
             "front": rows,
         }
@@ -106,22 +118,26 @@ def fit(
     """Choose the form of every layer's weights: the least error within ``budget``.
 
     Kernels are those of ``goal``; those of the other goals where it cannot keep the budget.
-    ``cycles_of`` measures the cycles of a model, to which estimates are scaled, and which the
-    chosen model has to keep; without it the estimate decides (instructions).
+    ``forms`` are forms or groups of :mod:`tinyq.fit.measure`. ``cycles_of`` measures the cycles of
+    a model, to which estimates are scaled, and which the chosen model has to keep; without it the
+    estimate decides (instructions).
 
     Raises:
         TinyqError: as :func:`tinyq.ptq.quantize` and compiling; TQ804 when no choice keeps the
             limits, with the least that can be reached; TQ613 without OR-tools or joblib.
     """
+    chosen_forms = forms_of(forms)
     prepared = prepare_model(model, calibration, config or PtqConfig(), progress)
-    candidates = measure(prepared, forms, jobs, progress)
+    candidates = quantize_forms(prepared, chosen_forms, jobs, progress)
     lowered = Lowered.of(candidates, progress)
     goals = (goal, *(g for g in (Goal.BALANCED, Goal.SPEED, Goal.SIZE) if g is not goal))
     problems = {}
     for chosen_goal in goals:
-        problem = lowered.problem(core, chosen_goal)
+        costs = lowered.costs(core, chosen_goal)
         if cycles_of is not None and budget.cycles is not None:
-            problem = _calibrated(candidates, problem, chosen_goal, cycles_of)
+            costs = _calibrated(candidates, costs, chosen_goal, cycles_of)
+        costs = costs.undominated(measured=False)
+        problem = measure(candidates, costs, jobs, progress).undominated()
         problems[chosen_goal] = problem
         reached = _reach(candidates, problem, core, chosen_goal, budget, cycles_of, progress)
         if reached is not None:
@@ -140,8 +156,7 @@ def _calibrated(
     candidates: Candidates, problem: Problem, goal: Goal, cycles_of: CyclesOf
 ) -> Problem:
     """The problem with cycles scaled to those measured of the network with int8 weights."""
-    prepared = candidates.prepared
-    measured = cycles_of(emit(prepared.graph, prepared.units, candidates.plans["int8"]), goal)
+    measured = cycles_of(candidates.model(KEPT), goal)
     return problem.scaled(measured / problem.predict((0,) * len(problem.layers)).cycles)
 
 
@@ -162,7 +177,7 @@ def _reach(
         if choice is None:
             return None
         predicted, forms = problem.predict(choice), problem.forms(choice)
-        plan = assigned(prepared, forms)
+        plan = assigned(candidates, forms)
         model = emit(prepared.graph, prepared.units, plan)
         schedule, memory = plan_shared(select(integer_graph(model), core, goal))
         spent = cycles_of(model, goal) if cycles_of and budget.cycles else cycles(schedule)
@@ -218,7 +233,7 @@ def _measured_front(
     prepared, found = candidates.prepared, []
     places = front(problem, budget, points)
     for point in places:
-        plan = assigned(prepared, problem.forms(point.choice))
+        plan = assigned(candidates, problem.forms(point.choice))
         found.append((point, prepared.evaluate(plan)))
         if progress is not None:
             progress("front", len(found), len(places))

@@ -9,6 +9,7 @@ as long as that lowers the error, which Adam alone leaves undone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,24 +34,29 @@ class RoundingResult:
 
 
 def learn_rounding(
-    weight: Floats, steps: Floats, bits: int, moments: Moments, iterations: int = 500
+    weight: Floats,
+    steps: Floats,
+    levels: Sequence[int],
+    moments: Moments,
+    iterations: int = 500,
 ) -> RoundingResult:
     """Integers of ``weight`` [O, K] at ``steps`` [O] that keep the layer's output closest.
 
-    Each integer is the floor or the ceiling of weight / step, within the type's range.
+    Each integer is the level below or above weight / step; ``levels`` ascend.
     """
     groups = len(moments.second)
-    levels = 2 ** (bits - 1) - 1
+    table = np.asarray(levels, np.float64)
     w = weight.reshape(groups, -1, weight.shape[-1]).astype(np.float64)
     s = steps.reshape(groups, -1, 1).astype(np.float64)
     target = w @ moments.cross
-    floor = np.clip(np.floor(w / s), -levels, levels)
-    ceiling = np.clip(floor + 1, -levels, levels)
-    nearest = np.clip(np.rint(w / s), -levels, levels)
-    scaled, low, step, wanted, second = (
-        a.astype(np.float32) for a in (w / s, floor, s, target, moments.second)
+    below = np.maximum(np.searchsorted(table, w / s, side="right") - 1, 0)
+    floor, ceiling = table[below], table[np.minimum(below + 1, len(table) - 1)]
+    between = np.where(ceiling > floor, ceiling - floor, 1.0)
+    nearest = np.where(w / s - floor < ceiling - w / s, floor, ceiling)
+    scaled, low, gap, step, wanted, second = (
+        a.astype(np.float32) for a in (w / s, floor, between, s, target, moments.second)
     )
-    soft = _relax(scaled, low, step, wanted, second, iterations)
+    soft = _relax(scaled, low, gap, step, wanted, second, iterations)
     best, best_error = nearest, np.inf
     for start in (nearest, np.where(soft >= 0.5, ceiling, floor)):
         polished = _flip(start, floor, ceiling, s, target, moments.second)
@@ -86,6 +92,7 @@ def _stretched(v: Floats) -> tuple[Floats, Floats]:
 def _relax(
     scaled: Floats,
     floor: Floats,
+    gap: Floats,
     s: Floats,
     target: Floats,
     second: Floats,
@@ -95,17 +102,17 @@ def _relax(
 
     In float32, which halves the time: the choices are made hard and polished in float64 later.
     """
-    fraction = np.clip(scaled - floor, 0.0, 1.0)
+    fraction = np.clip((scaled - floor) / gap, 0.0, 1.0)
     v = -np.log((_ZETA - _GAMMA) / (np.clip(fraction, 0.01, 0.99) - _GAMMA) - 1)
     # The error is measured in units of what rounding every weight at random would cost, so that
     # one weight of the rounding term suits all layers.
     diagonal = np.einsum("gkk->gk", second)[:, None, :]
-    unit = np.maximum(np.mean(s**2 * diagonal) / 12, 1e-30)
+    unit = np.maximum(np.mean((s * gap) ** 2 * diagonal) / 12, 1e-30)
     first_moment, second_moment = np.zeros_like(v), np.zeros_like(v)
     rate, decay1, decay2 = 0.05, 0.9, 0.99
     for i in range(iterations):
         h, slope = _stretched(v)
-        gradient = 2 * ((floor + h) * s @ second - target) * s / unit * 0.5
+        gradient = 2 * ((floor + h * gap) * s @ second - target) * s * gap / unit * 0.5
         progress = (i / iterations - _WARM_UP) / (1 - _WARM_UP)
         if progress > 0:
             beta = _BETA_END + (_BETA_START - _BETA_END) * 0.5 * (1 + np.cos(progress * np.pi))

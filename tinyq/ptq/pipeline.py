@@ -27,7 +27,7 @@ from tinyq.ptq.graph import (
     read_model,
 )
 from tinyq.ptq.observe import Histogram, Progress, observe, run_batches
-from tinyq.ptq.plan import Plan, Precision, make_plan
+from tinyq.ptq.plan import Plan, Precision, WeightPlan, make_plan
 from tinyq.ptq.prepare import prepare
 from tinyq.ptq.quality import (
     CalibratorScore,
@@ -37,7 +37,7 @@ from tinyq.ptq.quality import (
     compare_layers,
     compare_outputs,
 )
-from tinyq.ptq.reconstruct import reconstruct
+from tinyq.ptq.reconstruct import reconstruct, tune_alternatives
 from tinyq.ptq.units import Unit, find_units, float_tensors
 
 _FEW_SAMPLES = 32
@@ -96,8 +96,12 @@ class Prepared:
         progress: Progress | None = None,
     ) -> Plan:
         """A plan with rounding and biases tuned as the configuration asks."""
+        plan = make_plan(self.graph, self.units, ranges, self.config, precision)
+        return self.tuned(plan, progress)
+
+    def tuned(self, plan: Plan, progress: Progress | None = None) -> Plan:
+        """A plan's rounding and biases tuned as the configuration asks."""
         config = self.config
-        plan = make_plan(self.graph, self.units, ranges, config, precision)
         if not self.real_data:
             # Made-up inputs say nothing about means, so the biases are corrected from BatchNorm.
             if config.bias_correction:
@@ -108,6 +112,23 @@ class Prepared:
                 self.graph, self.units, plan, self.data, config, self.notices, progress
             )
         return plan
+
+    def tuned_alternatives(
+        self,
+        plan: Plan,
+        alternatives: Mapping[str, Mapping[str, WeightPlan]],
+        progress: Progress | None = None,
+    ) -> Mapping[str, Mapping[str, WeightPlan]]:
+        """Other weights of single units, by unit and key, each tuned behind the units of a plan.
+
+        Calibration data must have been given.
+        """
+        config = self.config
+        if not config.bias_correction and config.rounding != "adaround":
+            return alternatives
+        return tune_alternatives(
+            self.graph, self.units, plan, alternatives, self.data, config, progress
+        )
 
     def output_of(self, model: onnx.ModelProto) -> npt.NDArray[np.float32]:
         """First output of ``model`` on the calibration data, [N, ...]."""

@@ -22,6 +22,8 @@ from tinyq.ptq.params import (
     weight_scales,
 )
 from tinyq.ptq.units import Unit, share_classes
+from tinyq.quant.coarse import fitted_levels, format_bits, nearest_levels
+from tinyq.quant.levels import LevelSet
 
 _LARGEST_BIAS = 2**30  # leaves as much again of 32 bits to the sum of products
 
@@ -33,7 +35,8 @@ class WeightPlan:
     Attributes:
         integers: int8, in the layout of the unit's initialiser.
         scales: float32 [O], all equal if per tensor.
-        bits: the integers are in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
+        bits: of one weight.
+        levels: the integers that a weight may be, ascending.
         axis: output channels' axis of ``integers``.
         bias: int32 [O] at the scales ``bias_scales`` (input scale times weight scale), or None.
     """
@@ -41,6 +44,7 @@ class WeightPlan:
     integers: npt.NDArray[np.int8]
     scales: Floats
     bits: int
+    levels: tuple[int, ...]
     axis: int
     bias: npt.NDArray[np.int32] | None
     bias_scales: Floats
@@ -58,11 +62,13 @@ class Precision:
     """Exceptions from the configured number of bits, for partial quantization.
 
     ``wide_activations``: units whose tensors become int16; ``weight_bits``: bits by unit;
-    ``float_units``: units that stay float.
+    ``weight_formats``: formats of :mod:`tinyq.quant.coarse` by unit, instead of integers of these
+    bits; ``float_units``: units that stay float.
     """
 
     wide_activations: frozenset[str] = frozenset()
     weight_bits: Mapping[str, int] = field(default_factory=dict)
+    weight_formats: Mapping[str, str] = field(default_factory=dict)
     float_units: frozenset[str] = frozenset()
 
 
@@ -171,9 +177,15 @@ def plan_weights(
 ) -> WeightPlan:
     """Steps and nearest integers of a linear unit's weights and bias."""
     weight = channels_first(graph.initializers[unit.weight], unit.weight_axis)
-    bits = precision.weight_bits[unit.name]
-    steps = weight_scales(weight, bits, config.per_channel, search=bits < 8)
-    steps = _scale_of_dead(weight, steps)
+    form = precision.weight_formats.get(unit.name)
+    bits = format_bits(form) if form else precision.weight_bits[unit.name]
+    if form:
+        level_set, steps = _fitted(weight, form, config.per_channel)
+    else:
+        most = 2 ** (bits - 1) - 1
+        level_set = LevelSet("uniform", tuple(range(-most, most + 1)))
+        steps = weight_scales(weight, bits, config.per_channel, search=bits < 8)
+        steps = _scale_of_dead(weight, steps)
     input_scale = activations[unit.inputs[0]].scale
     bias = graph.initializers.get(unit.bias)
     if bias is not None:
@@ -185,14 +197,25 @@ def plan_weights(
                 Diagnostic("TQ624", f"{raised} channels", node=unit.name, operator=unit.operator)
             )
         steps = np.maximum(steps, lowest).astype(np.float32)
-    integers = round_weights(weight, steps, bits)
+    if form:
+        rows = weight.reshape(len(weight), -1)
+        integers = nearest_levels(rows, level_set, steps).reshape(weight.shape)
+    else:
+        integers = round_weights(weight, steps, bits)
     return with_bias(
         WeightPlan(
-            np.ascontiguousarray(channels_first(integers, unit.weight_axis)),
-            steps, bits, unit.weight_axis, None, np.zeros_like(steps),
+            np.ascontiguousarray(channels_first(integers, unit.weight_axis)), steps, bits,
+            level_set.integers, unit.weight_axis, None, np.zeros_like(steps),
         ),
         bias, input_scale,
     )  # fmt: skip
+
+
+def _fitted(weight: Floats, form: str, per_channel: bool) -> tuple[LevelSet, Floats]:
+    """Levels and steps [O] of a weight [O, ...] in a format; equal steps if not per channel."""
+    rows = weight.reshape(len(weight) if per_channel else 1, -1)
+    level_set, steps = fitted_levels(rows, form)
+    return level_set, np.broadcast_to(steps, (len(weight),)).astype(np.float32)
 
 
 def _scale_of_dead(weight: Floats, steps: Floats) -> Floats:

@@ -277,7 +277,7 @@ def _weight_levels(unit: Unit, plan: Plan) -> tuple[int, ...]:
     if unit.kind != "linear" or unit.name in plan.precision.float_units:
         return ()
     weights = plan.weights[unit.name]
-    most = 2 ** (weights.bits - 1) - 1
+    most = max(-weights.levels[0], weights.levels[-1])
     counts = np.bincount(weights.integers.astype(np.int64).ravel() + most, minlength=2 * most + 1)
     return tuple(int(c) for c in counts)
 

@@ -6,7 +6,9 @@ that its output from the quantized input is closest to the float output from the
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from tinyq.ptq.config import PtqConfig
 from tinyq.ptq.data import CalibrationData
 from tinyq.ptq.emit import emit
 from tinyq.ptq.graph import FLOAT, Graph
-from tinyq.ptq.moments import gather_moments
+from tinyq.ptq.moments import Moments, gather_moments
 from tinyq.ptq.observe import Progress, batch_size, session
 from tinyq.ptq.params import ActivationParams, Floats
 from tinyq.ptq.plan import Plan, WeightPlan, channels_first, with_bias
@@ -56,8 +58,12 @@ class _Paths:
             for node in unit.nodes:
                 self.last_use.update(dict.fromkeys(node.input, unit.name))
 
-    def release(self, unit: Unit) -> None:
-        """Forget what no later unit reads."""
+    def advance(self, graph: Graph, unit: Unit, plan: Plan) -> None:
+        """Compute a unit on both paths, and forget what no later unit reads."""
+        sub = unit_graph(graph, unit)
+        _advance(sub.to_model(), self.float)
+        is_plain = unit.kind == "plain"
+        _advance(sub.to_model() if is_plain else emit(sub, [unit], plan), self.quantized)
         for batch in (*self.float, *self.quantized):
             for name in [n for n in batch if self.last_use.get(n) == unit.name]:
                 del batch[name]
@@ -77,16 +83,40 @@ def reconstruct(
     paths = _Paths(graph, units, data, size)
     for i, unit in enumerate(units):
         if unit.kind == "linear" and unit.name not in plan.precision.float_units:
-            tuned = _tune(graph, unit, plan, paths, config, notices)
-            plan = plan.with_weights(unit.name, tuned)
-        sub = unit_graph(graph, unit)
-        _advance(sub.to_model(), paths.float)
-        is_plain = unit.kind == "plain"
-        _advance(sub.to_model() if is_plain else emit(sub, [unit], plan), paths.quantized)
-        paths.release(unit)
+            params = plan.activations[unit.inputs[0]]
+            tuner = _Tuner(graph, unit, params, paths, config, notices)
+            plan = plan.with_weights(unit.name, tuner.tune(plan.weights[unit.name]))
+        paths.advance(graph, unit, plan)
         if progress is not None:
             progress("reconstruct", i + 1, len(units))
     return plan
+
+
+def tune_alternatives(
+    graph: Graph,
+    units: list[Unit],
+    plan: Plan,
+    alternatives: Mapping[str, Mapping[str, WeightPlan]],
+    data: CalibrationData,
+    config: PtqConfig,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, WeightPlan]]:
+    """Other weights of single units, by unit and any key, each tuned behind the units of ``plan``.
+
+    As :func:`reconstruct` would tune them with all other units as they are in ``plan``.
+    """
+    size = batch_size(graph.to_model(), config.batch_size)
+    paths = _Paths(graph, units, data, size)
+    found: dict[str, dict[str, WeightPlan]] = {}
+    for i, unit in enumerate(units):
+        if others := alternatives.get(unit.name):
+            params = plan.activations[unit.inputs[0]]
+            tuner = _Tuner(graph, unit, params, paths, config, [])
+            found[unit.name] = {key: tuner.tune(other) for key, other in others.items()}
+        paths.advance(graph, unit, plan)
+        if progress is not None:
+            progress("reconstruct", i + 1, len(units))
+    return found
 
 
 def _advance(model: onnx.ModelProto, batches: list[Batch]) -> None:
@@ -98,74 +128,82 @@ def _advance(model: onnx.ModelProto, batches: list[Batch]) -> None:
         batch.update(zip(names, outputs, strict=True))
 
 
-def _tune(
-    graph: Graph,
-    unit: Unit,
-    plan: Plan,
-    paths: _Paths,
-    config: PtqConfig,
-    notices: list[Diagnostic],
-) -> WeightPlan:
-    source = unit.inputs[0]
-    params = plan.activations[source]
-    inputs = [_through(params, batch[source]) for batch in paths.quantized]
-    weights = plan.weights[unit.name]
-    if config.rounding == "adaround":
-        weights = _learn(graph, unit, weights, inputs, paths, config, notices)
-    if not config.bias_correction:
-        return weights
-    if unit.operator == "MatMul" and not unit.bias:
-        text = "it has no bias to correct"
-        notices.append(Diagnostic("TQ625", text, node=unit.name, operator=unit.operator))
-        return weights
-    bias = _corrected_bias(graph, unit, weights, inputs, [b[source] for b in paths.float])
-    return with_bias(weights, bias, params.scale)
+@dataclass(eq=False)
+class _Tuner:
+    """What one unit reads and should give; tunes any weights of it."""
+
+    graph: Graph
+    unit: Unit
+    params: ActivationParams
+    paths: _Paths
+    config: PtqConfig
+    notices: list[Diagnostic]
+
+    def tune(self, weights: WeightPlan) -> WeightPlan:
+        """The rounding learned and the bias corrected, as the configuration asks."""
+        unit = self.unit
+        if self.config.rounding == "adaround":
+            weights = self._learn(weights)
+        if not self.config.bias_correction:
+            return weights
+        if unit.operator == "MatMul" and not unit.bias:
+            self._note("it has no bias to correct")
+            return weights
+        return with_bias(weights, self._corrected_bias(weights), self.params.scale)
+
+    def _note(self, text: str) -> None:
+        unit = self.unit
+        self.notices.append(Diagnostic("TQ625", text, node=unit.name, operator=unit.operator))
+
+    @cached_property
+    def _inputs(self) -> list[Floats]:
+        source = self.unit.inputs[0]
+        return [_through(self.params, batch[source]) for batch in self.paths.quantized]
+
+    @property
+    def _floats(self) -> list[Floats]:
+        return [batch[self.unit.inputs[0]] for batch in self.paths.float]
+
+    @cached_property
+    def _moments(self) -> Moments:
+        weight = channels_first(self.graph.initializers[self.unit.weight], self.unit.weight_axis)
+        pairs = list(zip(self._inputs, self._floats, strict=True))
+        moments = gather_moments(self.unit.nodes[0], weight.shape, pairs, self.config.seed)
+        return moments.centered() if self.config.bias_correction else moments
+
+    @cached_property
+    def _wanted(self) -> npt.NDArray[np.float64]:
+        weight = self.graph.initializers[self.unit.weight]
+        return _mean_sum(self.graph, self.unit, weight, self._floats)
+
+    def _learn(self, weights: WeightPlan) -> WeightPlan:
+        unit = self.unit
+        weight = channels_first(self.graph.initializers[unit.weight], unit.weight_axis)
+        flat = weight.reshape(len(weight), -1)
+        text = ""
+        if unit.operator == "ConvTranspose":
+            text = "learned rounding does not take transposed convolutions; rounded to nearest"
+        elif flat.shape[1] > _LARGEST_K:
+            text = f"{flat.shape[1]} inputs are too many for learned rounding; rounded to nearest"
+        if text:
+            self._note(text)
+            return weights
+        result = learn_rounding(flat, weights.scales, weights.levels, self._moments)
+        integers = channels_first(result.integers.reshape(weight.shape), unit.weight_axis)
+        return replace(weights, integers=np.ascontiguousarray(integers))
+
+    def _corrected_bias(self, weights: WeightPlan) -> Floats:
+        """The bias less the mean error that quantization brings to each channel's sum."""
+        bias = self.graph.initializers.get(self.unit.bias)
+        zero = np.zeros(len(weights.scales), np.float32)
+        found = _mean_sum(self.graph, self.unit, weights.dequantized, self._inputs)
+        wrong = self._wanted - found
+        return ((zero if bias is None else bias) + wrong).astype(np.float32)
 
 
 def _through(params: ActivationParams, x: Floats) -> Floats:
     integers = params.quantize(x) - params.zero_point
     return (integers * np.float32(params.scale)).astype(np.float32)
-
-
-def _learn(
-    graph: Graph,
-    unit: Unit,
-    weights: WeightPlan,
-    inputs: list[Floats],
-    paths: _Paths,
-    config: PtqConfig,
-    notices: list[Diagnostic],
-) -> WeightPlan:
-    weight = channels_first(graph.initializers[unit.weight], unit.weight_axis)
-    flat = weight.reshape(len(weight), -1)
-    text = ""
-    if unit.operator == "ConvTranspose":
-        text = "learned rounding does not take transposed convolutions; rounded to nearest"
-    elif flat.shape[1] > _LARGEST_K:
-        text = f"{flat.shape[1]} inputs are too many for learned rounding; rounded to nearest"
-    if text:
-        notices.append(Diagnostic("TQ625", text, node=unit.name, operator=unit.operator))
-        return weights
-    floats = [batch[unit.inputs[0]] for batch in paths.float]
-    pairs = list(zip(inputs, floats, strict=True))
-    moments = gather_moments(unit.nodes[0], weight.shape, pairs, config.seed)
-    if config.bias_correction:
-        moments = moments.centered()
-    result = learn_rounding(flat, weights.scales, weights.bits, moments)
-    integers = channels_first(result.integers.reshape(weight.shape), unit.weight_axis)
-    return replace(weights, integers=np.ascontiguousarray(integers))
-
-
-def _corrected_bias(
-    graph: Graph, unit: Unit, weights: WeightPlan, inputs: list[Floats], floats: list[Floats]
-) -> Floats:
-    """The bias less the mean error that quantization brings to each channel's sum."""
-    bias = graph.initializers.get(unit.bias)
-    channels = len(weights.scales)
-    zero = np.zeros(channels, np.float32)
-    wanted = _mean_sum(graph, unit, graph.initializers[unit.weight], floats)
-    found = _mean_sum(graph, unit, weights.dequantized, inputs)
-    return ((zero if bias is None else bias) + (wanted - found)).astype(np.float32)
 
 
 def _mean_sum(

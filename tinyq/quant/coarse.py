@@ -43,13 +43,29 @@ def check_format(text: str, option: str) -> str:
     return text
 
 
+def format_bits(form: str) -> int:
+    """Bits of a weight in a format."""
+    return {"binary": 1, "ternary": 2}.get(form) or int(form[-1])
+
+
 def approximate(
     weights: npt.NDArray[np.floating], form: str
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Integers int8 [C, K] and steps float32 [C] of real weights [C, K] in a format.
 
-    A channel of zeros keeps zeros, with the layer's mean step; where no level is zero (binary,
-    codebooks) its step is 2^-16 of that. Raises TQ653 for weights that are not finite.
+    As :func:`fitted_levels` finds them. Raises TQ653 for weights that are not finite.
+    """
+    level_set, steps = fitted_levels(weights, form)
+    return nearest_levels(weights, level_set, steps), steps
+
+
+def fitted_levels(
+    weights: npt.NDArray[np.floating], form: str
+) -> tuple[LevelSet, npt.NDArray[np.float32]]:
+    """Levels of a format for real weights [C, K], and steps float32 [C] of least squared error.
+
+    A channel of zeros has the layer's mean step; where no level is zero (binary, codebooks) its
+    step is 2^-16 of that. Raises TQ653 for weights that are not finite.
     """
     real = np.asarray(weights, np.float64)
     if not np.isfinite(real).all():
@@ -61,7 +77,7 @@ def approximate(
     alive = largest > 0
     if not alive.any():
         level_set = LevelSet("zero", (-1, 0, 1)) if kind == "lut" else _fixed(kind, bits)
-        return _nearest(real, level_set), np.ones(len(real), np.float32)
+        return level_set, np.ones(len(real), np.float32)
     if kind == "lut":
         level_set, steps = _codebook(real[alive], largest[alive], bits)
     else:
@@ -69,8 +85,15 @@ def approximate(
         steps = _steps(real[alive], level_set)
     scale = np.full(len(real), steps.mean() * (2.0**-16 if 0 not in level_set.integers else 1.0))
     scale[alive] = steps
-    scale = scale.astype(np.float32)
-    return _nearest(real / scale[:, None].astype(np.float64), level_set), scale
+    return level_set, scale.astype(np.float32)
+
+
+def nearest_levels(
+    weights: npt.NDArray[np.floating], level_set: LevelSet, steps: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int8]:
+    """The levels nearest to real weights [C, K] at steps [C]."""
+    real = np.asarray(weights, np.float64)
+    return _nearest(real / steps[:, None].astype(np.float64), level_set)
 
 
 def _fixed(kind: str, bits: int) -> LevelSet:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tinyq.fit import FitResult
+from tinyq.fit import FORMS, FitResult
 from tinyq.ptq.quality import OutputQuality
 from tinyq.report.formats import count, shortened, size
 from tinyq.report.quantization import quality_text
@@ -82,4 +82,4 @@ def _score(quality: OutputQuality) -> str:
 def _summary(forms: Mapping[str, str]) -> str:
     """``4 int8, 2 int4``, widest first."""
     found = Counter(forms.values())
-    return ", ".join(f"{found[form]} {form}" for form in sorted(found, reverse=True))
+    return ", ".join(f"{found[form]} {form}" for form in FORMS if found[form])
