@@ -268,8 +268,8 @@ def invoke(place: Path, *arguments: str) -> Result:
 def test_command_line(place: Path) -> None:
     report = place / "fit.json"
     result = invoke(place, "-t", "cortex-m4", "--flash", "5K", "--forms", "lut4,pot,ternary",
-                    "--points", "3", "--jobs", "2", "--backend", "threading",
-                    "--report", str(report), "--report", str(place / "fit.png"), "--json")  # fmt: skip
+                    "--points", "3", "--jobs", "2", "--backend", "threading", "--report",
+                    str(report), "--report", str(place / "fit.png"), "--json")  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["firmware"]["equal"] is True
