@@ -32,7 +32,7 @@ _ORDER = (0, 2, 1, 3)
 
 
 class CodesS8Dsp(Kernel):
-    """Any convolution without groups, and dense layers; ``name`` is that of the kernel."""
+    """Convolutions and dense layers; ``name`` is that of the kernel."""
 
     takes_fixed_point: ClassVar[bool] = True
 
@@ -40,37 +40,38 @@ class CodesS8Dsp(Kernel):
         self.name = name  # type: ignore[misc]
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses cores without the DSP extension, groups, and more than 16 values of weights."""
+        """Refuses other cores, depthwise convolutions, and more than 16 values of weights."""
         if not core.dsp:
             return "the core has no DSP extension"
         encoding = encoding_of(node.input(1))
         if encoding is None or encoding.bits not in _CHUNK:
             return "the weights have more than 16 values"
         p = conv2d_params(node) if node.op == "conv2d" else rows_as_pixels(dense_params(node))
-        if p.groups > 1:
-            return "it has groups"
+        if p.in_c == p.groups > 1:
+            return "depthwise"
         return _call(self.name, node, p, encoding)
 
 
 def _call(name: str, node: Node, shape: Conv2dParams, encoding: Encoding) -> KernelCall:
-    volume = shape.kernel_h * shape.kernel_w * shape.in_c
-    run = shape.in_c * (shape.kernel_w if shape.dilation_w == 1 else 1)
+    inputs, outputs = shape.in_c // shape.groups, shape.out_c // shape.groups
+    volume = shape.kernel_h * shape.kernel_w * inputs
+    run = inputs * (shape.kernel_w if shape.groups == shape.dilation_w == 1 else 1)
     pixels, bits = shape.out_h * shape.out_w, encoding.bits
     columns = 1 if pixels == 1 else 2 if pixels == 2 else 4
     most = 4 // columns if bits == 4 else 2 // min(columns, 2)  # what the registers hold
-    channels = next(n for n in (4, 2, 1) if n <= most and shape.out_c % n == 0)
+    channels = next(n for n in (4, 2, 1) if n <= most and outputs % n == 0)
     chunk = _CHUNK[bits]
     k = -(-volume // chunk) * chunk
-    params = CodesParams(
-        shape, bits, columns, channels, k, chunk, run % 4 == 0 and shape.in_c % 4 == 0
-    )
+    params = CodesParams(shape, bits, columns, channels, k, chunk, run % 4 == 0 and inputs % 4 == 0)
     table = 4 * 4**bits
     blocks = -(-pixels // columns)
     distance = overlap_of(geometry_of(shape), columns)
     # Measured on cortex-m4 with arm-none-eabi-gcc 12.2 -O2.
     pair = (2.0 if bits == 4 else 2.3) + columns * (1 + 0.7 / channels)
     work = blocks * shape.out_c * (k / 2 * (pair + 3 / (chunk / 2) / channels) + 12 * columns + 6)
-    work += blocks * columns * (k * (1.8 if params.crossed else 6) + 60) + 9 * 4**bits
+    work += (
+        shape.groups * blocks * columns * (k * (1.8 if params.crossed else 6) + 60) + 9 * 4**bits
+    )
     return KernelCall(
         name,
         "ops/codes_s8_dsp.c.j2",

@@ -56,6 +56,7 @@ class _Inner:
     """A kernel for int8 weights, and how it computes ``channels`` outputs in blocks.
 
     ``blocked`` gives its parameters and cores for a count of blocks; None: it knows no blocks.
+    Several blocks are a multiple of its ``groups``, each of ``inputs`` channels.
     ``advances``: it takes the requantization of the block, else that of the layer. A block has a
     multiple of ``multiple`` channels and at most ``limit`` bytes of weights; every block beyond the
     first costs ``again`` instructions.
@@ -69,6 +70,8 @@ class _Inner:
     limit: int = _BLOCK_DSP
     multiple: int = 1
     again: float = 0.0
+    groups: int = 1
+    inputs: int = 0
 
     @property
     def data(self) -> Int8:
@@ -82,8 +85,9 @@ class _Inner:
 
     def _fits(self, count: int) -> bool:
         width = self.channels // count
-        divides = self.channels % count == 0 and (width % self.multiple == 0 or count == 1)
-        return divides and self.data.size // count <= self.limit
+        whole = count in (1, self.groups) or width % self.multiple == 0
+        divides = self.channels % count == 0 and (count == 1 or count % self.groups == 0)
+        return divides and whole and self.data.size // count <= self.limit
 
 
 def _packed_call(name: str, encoding: Encoding, inner: _Inner, core: Core) -> KernelCall | Refusal:
@@ -96,7 +100,9 @@ def _packed_call(name: str, encoding: Encoding, inner: _Inner, core: Core) -> Ke
     inner_params, cores = inner.blocked(blocks) if inner.blocked else (call.params, call.cores)
     each = _UNPACK[encoding.bits] * (1 if core.long_multiply else _ARMV6M)
     work = call.instructions + each * values.size + 40 * blocks
-    work += (9 * 4**encoding.bits if params.table_bytes else 0) + (blocks - 1) * inner.again
+    work += (9 * 4**encoding.bits if params.table_bytes else 0) + max(
+        0, blocks - inner.groups
+    ) * inner.again
     parts = f" in {blocks} blocks" if blocks > 1 else ""
     alone = blocks == 1
     unpack = UnpackParams(encoding.bits, inner.mixed)
@@ -145,6 +151,8 @@ def _stored(encoding: Encoding, inner: _Inner, values: Int8) -> tuple[PackedPara
         shifts=len(inner.call.constants) > 2,
         inner_scratch=inner.call.scratch_bytes > 0,
         advances=inner.advances,
+        group_blocks=blocks // inner.groups if blocks > 1 and inner.groups > 1 else 0,
+        group_inputs=inner.inputs,
     )
     return params, packed
 
@@ -182,9 +190,9 @@ def _encoding(node: Node) -> Encoding | Refusal:
     return encoding_of(node.input(1)) or "the weights have more than 32 values"
 
 
-def _layout(weights: Weights) -> MatmulMode:
-    """Two channels in a halfword where all channels pair up and fit."""
-    return "mixed" if len(weights) % 2 == 0 and allows_mixed(weights) else "plain"
+def _layout(weights: Weights, groups: int = 1) -> MatmulMode:
+    """Two channels in a halfword where all channels of a group pair up and fit."""
+    return "mixed" if len(weights) // groups % 2 == 0 and allows_mixed(weights) else "plain"
 
 
 class Conv2dS8DspPacked(Kernel):
@@ -193,15 +201,15 @@ class Conv2dS8DspPacked(Kernel):
     name = "conv2d_s8_dsp_packed"
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses groups, more than 32 values of weights, and what the kernel for int8 refuses."""
+        """Refuses depthwise ones, more than 32 values of weights, and what the int8 kernel does."""
         encoding, requant, p = _encoding(node), linear.requant_of(node), conv2d_params(node)
         refusal = dsp.refuses(core, requant)
         if refusal or isinstance(encoding, str):
             return refusal or str(encoding)
-        if p.groups > 1:
-            return "it has groups"
+        if p.in_c == p.groups > 1:
+            return "depthwise"
         weights = dsp.weights_of(node).reshape(p.out_c, -1)
-        layout = _layout(weights)
+        layout = _layout(weights, p.groups)
         geometry = geometry_of(p)
         call = columns_call(
             "conv2d_s8_dsp", geometry, weights, requant, dsp.SHORT, layout, core.pairs
@@ -211,13 +219,17 @@ class Conv2dS8DspPacked(Kernel):
         core_function, params = call.cores[0], call.params
 
         def blocked(count: int) -> Blocked:
-            product = replace(core_function.params, o=p.out_c // count)
-            size = params.group_bytes // count
+            parts = count if count > 1 else p.groups
+            product = replace(core_function.params, o=p.out_c // parts)
+            size = params.group_bytes * p.groups // parts
             inner = replace(params, blocks=count, group_bytes=size)
             return inner, (replace(core_function, params=product),)
 
         gather = p.out_h * p.out_w * (1.6 * core_function.params.k4 + 30)
-        inner = _Inner(call, p.out_c, blocked, layout == "mixed", True, _BLOCK_DSP, 2, gather)
+        inner = _Inner(
+            call, p.out_c, blocked, layout == "mixed", True, _BLOCK_DSP, 2, gather, p.groups,
+            p.in_c // p.groups,
+        )  # fmt: skip
         return _packed_call(self.name, encoding, inner, core)
 
 
@@ -257,23 +269,26 @@ class Conv2dS8Packed(Kernel):
     takes_fixed_point = True
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses groups and more than 32 values of weights."""
+        """Refuses depthwise ones and more than 32 values of weights."""
         encoding, p = _encoding(node), conv2d_params(node)
         if isinstance(encoding, str):
             return encoding
-        if p.groups > 1:
-            return "it has groups"
+        if p.in_c == p.groups > 1:
+            return "depthwise"
         call = scalar_columns_call("conv2d_s8_columns", node, p, core)
         core_function, params = call.cores[0], call.params
 
         def blocked(count: int) -> Blocked:
-            product = replace(core_function.params, o=p.out_c // count, grouped=count > 1)
+            parts = count if count > 1 else p.groups
+            product = replace(core_function.params, o=p.out_c // parts, grouped=parts > 1)
             return replace(params, blocks=count), (replace(core_function, params=product),)
 
-        volume = p.kernel_h * p.kernel_w * p.in_c
+        volume = p.kernel_h * p.kernel_w * p.in_c // p.groups
         gather = 40 + 12 * p.kernel_h + volume * (0.6 if p.in_c % 4 == 0 else 5)
         gather *= p.out_h * p.out_w
-        inner = _Inner(call, p.out_c, blocked, False, False, _BLOCK, 1, gather)
+        inner = _Inner(
+            call, p.out_c, blocked, False, False, _BLOCK, 1, gather, p.groups, p.in_c // p.groups
+        )
         return _packed_call(self.name, encoding, inner, core)
 
 

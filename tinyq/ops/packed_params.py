@@ -23,6 +23,8 @@ class PackedParams:
     ``turns`` of the unpacking function fill ``weight_bytes`` from the ``block_codes`` elements of a
     block. ``shifts``: there
     is one shift a channel. ``advances``: the inner kernel takes the block's requantization.
+    ``group_blocks`` make up a group, which reads ``group_inputs`` channels of x; 0 where a call
+    computes all groups.
     """
 
     bits: int
@@ -37,6 +39,8 @@ class PackedParams:
     shifts: bool
     inner_scratch: bool
     advances: bool
+    group_blocks: int = 0
+    group_inputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class BucketsParams:
     """``ops/buckets_s8.c.j2``: ``columns`` (1 or 2) of ``k`` by ``o`` channels.
 
     ``header`` bytes say which of the sums by code make up the ``powers``, in units of ``step``.
+    ``grouped``: the channels are one group of several.
     """
 
     k: int
@@ -86,6 +91,7 @@ class BucketsParams:
     powers: int
     header: int
     step: int
+    grouped: bool
     requant: RequantParams
 
 

@@ -22,11 +22,13 @@ class ProductParams:
 class ColumnsParams:
     """``ops/columns_s8.c.j2`` (variable ``product``: the product of two columns).
 
-    ``blocks`` above 1: a call computes one block of the channels, see packed_s8.c.j2.
+    ``blocks`` above 1: a call computes one block of the channels, see packed_s8.c.j2. ``indexed``:
+    the product finds the weights of a group by its first channel.
     """
 
     shape: Conv2dParams
     blocks: int = 1
+    indexed: bool = False
 
 
 @dataclass(frozen=True)

@@ -129,19 +129,19 @@ class Conv2dS8Sums(Kernel):
     without_products: ClassVar[bool] = True
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses groups, weights of 16 bits, and very long lists."""
+        """Refuses depthwise ones, weights of 16 bits, and very long lists."""
         coded, p = _Coded.of(node), conv2d_params(node)
         if isinstance(coded, str):
             return coded
-        if p.groups > 1:
-            return "it has groups"
-        digits, volume = _digits_of(coded.levels), p.kernel_h * p.kernel_w * p.in_c
+        if p.in_c == p.groups > 1:
+            return "depthwise"
+        digits, volume = _digits_of(coded.levels), coded.codes.shape[1]
         counts = digits.count(coded.codes).sum(axis=1)
         index = "uint8_t" if volume <= 256 else "uint16_t"
         size = 1 if volume <= 256 else 2
         stride = (4 * digits.powers + size * int(counts.max()) + 3) // 4 * 4
         blocks = next(
-            (n for n in range(1, p.out_c + 1)
+            (n for n in range(p.groups, p.out_c + 1, p.groups)
              if p.out_c % n == 0 and p.out_c // n * stride + volume <= _BLOCK), 0,
         )  # fmt: skip
         if blocks == 0 or counts.max() > 65_535:
@@ -154,6 +154,8 @@ class Conv2dS8Sums(Kernel):
             weight_bytes=-(-(channels * stride + volume) // 4) * 4, code_type=f"{codes.dtype}_t",
             block_codes=codes.size // blocks, turns=0, shifts=p.requant.post_shift is None,
             inner_scratch=True, advances=False,
+            group_blocks=blocks // p.groups if p.groups > 1 else 0,
+            group_inputs=p.in_c // p.groups,
         )  # fmt: skip
         lists = ListParams(
             coded.bits, volume, channels, digits.powers, stride, index, outer.code_type
@@ -212,13 +214,13 @@ class BucketSums(Kernel):
         self.name = name  # type: ignore[misc]
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses groups and weights of 16 bits."""
+        """Refuses weights of 16 bits and depthwise ones."""
         coded = _Coded.of(node)
         if isinstance(coded, str):
             return coded
         p = conv2d_params(node) if node.op == "conv2d" else rows_as_pixels(dense_params(node))
-        if p.groups > 1:
-            return "it has groups"
+        if p.in_c == p.groups > 1:
+            return "depthwise"
         return _buckets_call(self.name, node, replace(p, weight_type="uint8_t"), coded, core)
 
 
@@ -230,8 +232,9 @@ def _buckets_call(
     pixels = p.out_h * p.out_w
     columns = 1 if pixels == 1 else 2
     product = BucketsParams(
-        volume, p.out_c, coded.bits, columns, digits.powers, header.size, digits.step, p.requant
-    )
+        volume, p.out_c // p.groups, coded.bits, columns, digits.powers, header.size, digits.step,
+        p.groups > 1, p.requant,
+    )  # fmt: skip
     inner = columns_call(name, node, p, core)
     # Measured on cortex-m0 with arm-none-eabi-gcc 12.2 -O2.
     each = (12.0, 19.5)[columns - 1] * (2.0 if coded.bits == 8 else 1.0)
@@ -241,11 +244,12 @@ def _buckets_call(
     gather = 40 + 12 * p.kernel_h + volume * (0.6 if p.in_c % 4 == 0 else 5)
     return replace(
         inner,
+        params=replace(inner.params, indexed=True),
         constants=(
             PackedConstant("codes", np.concatenate([header, coded.rows()]), "uint8_t"),
             *linear.requant_constants(linear.linear_requant_of(node)),
         ),
-        instructions=int(steps * p.out_c * (each * volume + output) + pixels * gather),
+        instructions=int(steps * p.out_c * (each * volume + output) + pixels * p.groups * gather),
         code_bytes=640,
         reason=f"{coded.name} weights: inputs added up by code",
         encoding=coded.name,
