@@ -106,6 +106,9 @@ for _kernel in (CONV, CONV_DSP):
     CASES |= {
         f"{_kernel} blocks": Case(lambda: conv("apot4", 12, 12), _kernel, 500),
         f"{_kernel} blocks of five bits": Case(lambda: conv("apot5", 8, 16), _kernel, 200),
+        # From 4,096 weights on pairs of codes of five bits have a table.
+        f"{_kernel} many of five bits": Case(lambda: conv("apot5", 16, 32), _kernel),
+        f"{_kernel} many in blocks": Case(lambda: conv("codebook5", 16, 32), _kernel, 1200),
         f"{_kernel} blocks of three bits": Case(lambda: conv("pot3", 7, 6), _kernel, 130),
         f"{_kernel} odd channels": Case(lambda: conv("int4", 5, 7), _kernel),
         f"{_kernel} odd patch": Case(lambda: conv("apot4", 3, 6), _kernel),

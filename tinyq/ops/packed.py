@@ -32,8 +32,15 @@ Blocked = tuple[Any, tuple[InnerFunction, ...]]
 _TURN = {1: 32, 2: 16, 3: 8, 4: 8, 5: 8}
 """Weights that one turn of unpack_codes.c.j2 writes, by bits."""
 
-_UNPACK = {1: 1.7, 2: 1.8, 3: 2.8, 4: 2.3, 5: 4.5}
+_UNPACK = {1: 1.7, 2: 1.8, 3: 2.8, 4: 2.3, 5: 2.5}
 """Instructions a weight, counted on cortex-m4 with arm-none-eabi-gcc 12.2 -O2."""
+
+_UNPACK_SINGLY = 4.5
+_MANY = 4_096
+"""Five bits: with fewer weights than this a table of all pairs, 2 KiB, takes longer to build."""
+
+_PAIR = 6
+"""Instructions an entry of that table."""
 
 _ARMV6M = 2
 """Times as many there."""
@@ -98,14 +105,15 @@ def _packed_call(name: str, encoding: Encoding, inner: _Inner, core: Core) -> Ke
     values = _values(inner.data, inner.mixed).reshape(blocks, -1)
     params, codes = _stored(encoding, inner, values)
     inner_params, cores = inner.blocked(blocks) if inner.blocked else (call.params, call.cores)
-    each = _UNPACK[encoding.bits] * (1 if core.long_multiply else _ARMV6M)
+    paired = params.table_bytes > 0
+    each = _UNPACK[encoding.bits] if paired else _UNPACK_SINGLY
+    each *= 1 if core.long_multiply else _ARMV6M
     work = call.instructions + each * values.size + 40 * blocks
-    work += (9 * 4**encoding.bits if params.table_bytes else 0) + max(
-        0, blocks - inner.groups
-    ) * inner.again
+    work += _PAIR * 4**encoding.bits if paired else 0
+    work += max(0, blocks - inner.groups) * inner.again
     parts = f" in {blocks} blocks" if blocks > 1 else ""
     alone = blocks == 1
-    unpack = UnpackParams(encoding.bits, inner.mixed)
+    unpack = UnpackParams(encoding.bits, inner.mixed, paired)
     return KernelCall(
         name,
         "ops/packed_s8.c.j2",
@@ -138,12 +146,13 @@ def _stored(encoding: Encoding, inner: _Inner, values: Int8) -> tuple[PackedPara
     turn = _TURN[encoding.bits]
     turns = -(-count // turn)
     packed = store_codes(_codes(encoding, values), encoding.bits)
+    paired = encoding.bits < MOST_BITS or values.size >= _MANY
     params = PackedParams(
         bits=encoding.bits,
         mixed=inner.mixed,
         blocks=blocks,
         channels=inner.channels // blocks,
-        table_bytes=2 * 4**encoding.bits if encoding.bits < MOST_BITS else 0,
+        table_bytes=2 * 4**encoding.bits if paired else 0,
         weight_bytes=turns * turn,
         code_type=f"{packed.dtype}_t",
         block_codes=packed.size // blocks,

@@ -9,10 +9,14 @@ from tinyq.ops.params import Conv2dParams, RequantParams
 
 @dataclass(frozen=True)
 class UnpackParams:
-    """``ops/unpack_codes.c.j2``; ``mixed``: two channels in a halfword, see pack_matmul."""
+    """``ops/unpack_codes.c.j2``; ``mixed``: two channels in a halfword, see pack_matmul.
+
+    ``paired``: the table is of all pairs of codes.
+    """
 
     bits: int
     mixed: bool
+    paired: bool
 
 
 @dataclass(frozen=True)
