@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from resnet20 import cifar10_pixels, models_dir
 
 from tinyq.fit import (
@@ -38,6 +37,7 @@ from tinyq.plan import plan_shared
 from tinyq.plan.limits import flash_estimate
 from tinyq.ptq import CalibrationData, PtqConfig, inputs_of
 from tinyq.ptq.emit import emit
+from tinyq.ptq.observe import session as quantized_session
 from tinyq.ptq.pipeline import prepare_model
 from tinyq.select import Goal, select
 from tinyq.target import Core, load_core
@@ -73,7 +73,7 @@ class Bench:
         prepared = self.candidates.prepared
         plan = assigned(self.candidates, forms)
         model = emit(prepared.graph, prepared.units, plan)
-        session = onnxruntime.InferenceSession(model.SerializeToString())
+        session = quantized_session(model)
         (scores,) = session.run(None, {session.get_inputs()[0].name: self.x})
         right = 100.0 * float((scores.argmax(1) == self.y).mean())
         schedule, _ = plan_shared(select(integer_graph(model), core, goal))
