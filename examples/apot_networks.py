@@ -20,6 +20,7 @@ What is exported differs from the authors' arithmetic in four ways, each forced 
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def paper_activation(x: Tensor, alpha: float, bits: int, *, even: bool) -> Tenso
 
 def paper_network(net: Published) -> nn.Module:
     """Copy of the network that computes as the authors' code does, the residual path in float."""
-    traced = fx.symbolic_trace(net.model)
+    traced = fx.symbolic_trace(copy.deepcopy(net.model))
     for name, module in list(traced.named_modules()):
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue

@@ -105,7 +105,7 @@ def _convert_layer(model: fx.GraphModule, node: fx.Node) -> None:
         weight, step, bias = _fold(norm, weight, step, bias)
         users[0].replace_all_uses_with(node)
         model.graph.erase_node(users[0])
-    input_step = input_quantizer(model, node).positive_step().detach().clone()
+    input_step = input_quantizer(model, node).exported_step().detach().clone()
     weight, step = _keep_bias_in_int32(weight, step, bias, input_step, str(node.target))
     bias_int = torch.round(bias.double() / (input_step * step).double()).to(torch.int32)
     kind = IntegerConv2d if isinstance(layer, nn.Conv2d) else IntegerLinear
@@ -123,7 +123,7 @@ def _output_quantizer(model: fx.GraphModule, node: fx.Node) -> ActQuantizer:
 def _output_step(model: fx.GraphModule, node: fx.Node) -> Tensor:
     """Step of the integers behind ``node``."""
     found = _output_quantizer(model, node)
-    step = found.fine_step() if isinstance(found, TableActQuantizer) else found.positive_step()
+    step = found.fine_step() if isinstance(found, TableActQuantizer) else found.exported_step()
     return step.detach().clone()
 
 
@@ -134,14 +134,14 @@ def _tell_output_step(model: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _convert_average(model: fx.GraphModule, node: fx.Node, *, keep: bool) -> None:
-    input_step = input_quantizer(model, node).positive_step().detach().clone()
+    input_step = input_quantizer(model, node).exported_step().detach().clone()
     average = IntegerGlobalAvgPool2d(input_step, _output_step(model, node), keep=keep)
     _replace(model, node, average, tensor_inputs(node)[:1])
 
 
 def _convert_add(model: fx.GraphModule, node: fx.Node) -> None:
     operands = [input_quantizer(model, node, k) for k in range(2)]
-    steps = [q.positive_step().detach() for q in operands]
+    steps = [q.exported_step().detach() for q in operands]
     zeros = [q.exported_zero for q in (*operands, _output_quantizer(model, node))]
     made = IntegerAdd(torch.stack([*steps, _output_step(model, node)]), torch.tensor(zeros))
     _replace(model, node, made, tensor_inputs(node))

@@ -153,7 +153,7 @@ class _Writer:
         One type everywhere: onnxruntime has integer kernels for uint8 to uint8 and int8 to int8,
         and computes in float where a layer reads one and writes the other.
         """
-        scale = self._scale(f"{node.name}_scale", quantizer.positive_step())
+        scale = self._scale(f"{node.name}_scale", quantizer.exported_step())
         zero = np.array(quantizer.exported_zero, np.uint8)
         return scale, self.constant(f"{node.name}_zero", zero)
 

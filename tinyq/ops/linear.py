@@ -30,6 +30,7 @@ from tinyq.quant import (
     WideLinear,
     WideRequant,
     accumulator_bounds,
+    accumulator_strides,
     apply,
     build_staircase,
     clamp_levels,
@@ -381,10 +382,10 @@ def _staircase(
     weights: Int64, oracle: LinearOracle, scale: npt.NDArray[np.float64]
 ) -> tuple[Staircase, npt.NDArray[np.float64]]:
     """What the layer computes over every accumulator, and output units per accumulator."""
-    low, high = accumulator_bounds(
-        weights.reshape(len(weights), -1), ACTIVATION_LOW, ACTIVATION_HIGH
-    )
-    stair = build_staircase(oracle, low, high, oracle.qmin, oracle.qmax)
+    rows = weights.reshape(len(weights), -1)
+    low, high = accumulator_bounds(rows, ACTIVATION_LOW, ACTIVATION_HIGH)
+    strides = accumulator_strides(rows)
+    stair = build_staircase(oracle, low, high, oracle.qmin, oracle.qmax, strides)
     return stair, np.where(low == high, 1.0, scale)
 
 

@@ -19,7 +19,13 @@ from tinyq.quant.rounding import (
     ort_scale,
     quantize_linear,
 )
-from tinyq.quant.staircase import Oracle, Staircase, accumulator_bounds, build_staircase
+from tinyq.quant.staircase import (
+    Oracle,
+    Staircase,
+    accumulator_bounds,
+    accumulator_strides,
+    build_staircase,
+)
 from tinyq.quant.synthesis import synthesize, synthesize_alike
 from tinyq.quant.wide import FLOAT32_UNIT, WideLinear, WideRequant, wide_requant
 
@@ -40,6 +46,7 @@ __all__ = [
     "WideLinear",
     "WideRequant",
     "accumulator_bounds",
+    "accumulator_strides",
     "apply",
     "build_staircase",
     "clamp_levels",

@@ -38,8 +38,9 @@ class Steps:
 
     level: int64[K]. below, above: int64[N, K]; at ``below`` and lower the output must be under the
     level, at ``above`` and higher it must have reached it. A strict staircase has
-    ``above == below + 1``; a step that may fall anywhere in a gap has more. A row's constraint
+    ``above == below + stride``; a step that may fall anywhere in a gap has more. A row's constraint
     outside its reachable [lo, hi] (int64[N]) does not count.
+    stride: int64[N], how far apart reachable accumulators are.
     hint: float64[N], the expected slope (output units per accumulator).
     ties: "up", or the levels that win an exact half; the others begin two units of the
         addend (2 * 2**-post) later.
@@ -50,6 +51,7 @@ class Steps:
     above: Int64
     lo: Int64
     hi: Int64
+    stride: Int64
     hint: Float64
     ties: Ties = "up"
 
@@ -57,8 +59,9 @@ class Steps:
     def of(cls, stair: Staircase, hint: Float64, *, ties: Ties = "up") -> Steps:
         """Return the constraints of every channel of a staircase."""
         level = np.arange(stair.qmin + 1, stair.qmax + 1, dtype=np.int64)
-        below, above = stair.thresholds - 1, stair.thresholds
-        return cls(level, below, above, stair.lo, stair.hi, hint, ties)
+        stride = np.asarray(stair.stride)
+        below, above = stair.thresholds - stride[:, None], stair.thresholds
+        return cls(level, below, above, stair.lo, stair.hi, stride, hint, ties)
 
     def rows(self, index: Int64) -> Steps:
         """Return the rows named by ``index``, in that order."""
@@ -68,6 +71,7 @@ class Steps:
             self.above[index],
             self.lo[index],
             self.hi[index],
+            self.stride[index],
             self.hint[index],
             self.ties,
         )

@@ -135,11 +135,12 @@ def find_fixes(
     Returns (fixes, proof); no fixes if they would be more than :data:`FIX_LIMIT`.
     """
     differs = (achieved != stair.thresholds).any(axis=1)
+    strides = np.asarray(stair.stride)
     fixes: list[Fix] = []
     mismatches = max_abs = 0
     for c in np.flatnonzero(differs).tolist():
         wanted, got = stair.thresholds[c], achieved[c]
-        mismatches += _count_between(wanted, got)
+        mismatches += _count_between(wanted, got) // int(strides[c])
         max_abs = max(max_abs, _largest_gap(wanted, got))
         if mismatches <= FIX_LIMIT:
             fixes += _channel_fixes(c, stair, got, requant)
@@ -158,7 +159,8 @@ def find_fixes(
 def _channel_fixes(channel: int, stair: Staircase, achieved: Int64, requant: Requant) -> list[Fix]:
     wanted = stair.thresholds[channel]
     start, end = np.minimum(wanted, achieved), np.maximum(wanted, achieved)
-    spans = [np.arange(s, e) for s, e in zip(start, end, strict=True) if s < e]
+    stride = int(np.asarray(stair.stride)[channel])
+    spans = [np.arange(s, e, stride) for s, e in zip(start, end, strict=True) if s < e]
     wrong = np.unique(np.concatenate(spans))
     grid = np.zeros((len(wrong), stair.channels), np.int64)
     grid[:, channel] = wrong
@@ -167,7 +169,7 @@ def _channel_fixes(channel: int, stair: Staircase, achieved: Int64, requant: Req
 
 
 def _count_between(wanted: Int64, got: Int64) -> int:
-    """Count accumulators at which two rows of thresholds int64[K] disagree (a union of spans)."""
+    """Length of the spans in which two rows of thresholds int64[K] disagree (their union)."""
     start, end = np.minimum(wanted, got), np.maximum(wanted, got)
     start[1:] = np.maximum(start[1:], end[:-1])
     return int(np.sum(np.maximum(end - start, 0)))
@@ -193,8 +195,10 @@ def achieved_thresholds(requant: Requant, stair: Staircase) -> Int64:
     # Beyond the top words that reachable accumulators give, a threshold is outside anyway.
     numerator = np.clip(need, -(2**31) + 1, 2**31 - 1) << 32
     divisor = (requant.multiplier.astype(np.int64) << requant.pre_shift)[:, None]
-    thresholds: Int64 = -(-numerator // divisor)
-    return np.clip(thresholds, stair.lo[:, None], stair.hi[:, None] + 1)
+    lo, hi, stride = (np.asarray(v)[:, None] for v in (stair.lo, stair.hi, stair.stride))
+    thresholds: Int64 = np.clip(-(-numerator // divisor), lo, hi + 1)
+    snapped: Int64 = lo - (lo - thresholds) // stride * stride
+    return snapped
 
 
 def check_ranges(requant: Requant, stair: Staircase) -> None:
@@ -222,6 +226,7 @@ def prove(requant: Requant, stair: Staircase) -> RequantProof:
         stair.hi,
         stair.qmin,
         stair.qmax,
+        stair.stride,
     )
     fixes, proof = find_fixes(stair, found.thresholds, bare)
     if proof != requant.proof or fixes != requant.fixes:

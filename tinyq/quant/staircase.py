@@ -33,9 +33,11 @@ class Staircase:
     """Outputs of every reachable accumulator, per channel.
 
     lo, hi: int64[C], the reachable raw accumulators, both included.
+    stride: int64[C], only ``lo + k * stride`` is reachable, ``hi`` among it; a number serves all.
     qmin, qmax: the output's limits.
     thresholds: int64[C, qmax - qmin]; ``thresholds[c, i]`` is the smallest accumulator in
-        [lo, hi + 1] whose output is at least ``qmin + 1 + i`` (lo: all of them; hi + 1: none).
+        [lo, hi + stride], ``lo + k * stride``, whose output is at least ``qmin + 1 + i`` (lo: all
+        of them; hi + stride: none).
     """
 
     lo: Int64
@@ -43,6 +45,7 @@ class Staircase:
     qmin: int
     qmax: int
     thresholds: Int64
+    stride: Int64 | int = 1
 
     def __post_init__(self) -> None:
         steps = self.qmax - self.qmin
@@ -52,7 +55,11 @@ class Staircase:
             raise ValueError("a channel's lowest accumulator is above its highest")
         if np.any(np.diff(self.thresholds, axis=1) < 0):
             raise ValueError("thresholds must not decrease: the oracle is not monotone")
-        for name in ("lo", "hi", "thresholds"):
+        stride = np.broadcast_to(np.asarray(self.stride, np.int64), self.lo.shape)
+        if np.any(stride < 1) or np.any((self.hi - self.lo) % stride):
+            raise ValueError("a channel's highest accumulator is no whole strides above its lowest")
+        object.__setattr__(self, "stride", stride)
+        for name in ("lo", "hi", "thresholds", "stride"):
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
     @property
@@ -63,16 +70,19 @@ class Staircase:
     @property
     def reachable(self) -> int:
         """Number of reachable accumulators, over all channels."""
-        return int(np.sum(self.hi - self.lo + 1))
+        return int(np.sum((self.hi - self.lo) // self.stride + 1))
 
     def output(self, channel: int, accumulators: Int64) -> Int64:
         """Outputs int64[n] that the oracle wants for accumulators int64[n] of one channel."""
         return self.qmin + np.searchsorted(self.thresholds[channel], accumulators, side="right")
 
 
-def build_staircase(oracle: Oracle, lo: Int64, hi: Int64, qmin: int, qmax: int) -> Staircase:
-    """Find every threshold of ``oracle`` between ``lo`` and ``hi`` (int64[C], included).
+def build_staircase(
+    oracle: Oracle, lo: Int64, hi: Int64, qmin: int, qmax: int, stride: Int64 | int = 1
+) -> Staircase:
+    """Find every threshold of ``oracle`` among ``lo``, ``lo + stride`` and so on to ``hi``.
 
+    lo, hi: int64[C]; stride: int64[C], or a number for all.
     Bisects all thresholds of all channels together: as many oracle calls on [C, qmax - qmin] as
     the widest range has bits. Right for any monotone oracle. A single output (qmin = qmax) gets a
     neighbour that nothing reaches.
@@ -81,23 +91,26 @@ def build_staircase(oracle: Oracle, lo: Int64, hi: Int64, qmin: int, qmax: int) 
     hi = np.asarray(hi, np.int64)
     if qmin == qmax:
         if qmin > -128:
-            return Staircase(lo, hi, qmin - 1, qmax, lo[:, None])
-        return Staircase(lo, hi, qmin, qmax + 1, hi[:, None] + 1)
+            return Staircase(lo, hi, qmin - 1, qmax, lo[:, None], stride)
+        return Staircase(lo, hi, qmin, qmax + 1, (hi + stride)[:, None], stride)
     levels = np.arange(qmin + 1, qmax + 1, dtype=np.int64)
     size = max(1, _CHUNK // max(1, len(lo)))
+    first, each = lo[:, None], np.broadcast_to(np.asarray(stride, np.int64), lo.shape)[:, None]
+    last = (hi - lo) // each[:, 0]
     parts = [
-        _bisect(oracle, lo, hi, levels[start : start + size])
+        _bisect(lambda k: oracle(first + each * k), last, levels[start : start + size])
         for start in range(0, len(levels), size)
     ]
-    return Staircase(lo, hi, qmin, qmax, np.concatenate(parts, axis=1))
+    return Staircase(lo, hi, qmin, qmax, first + each * np.concatenate(parts, axis=1), stride)
 
 
-def _bisect(oracle: Oracle, lo: Int64, hi: Int64, levels: Int64) -> Int64:
-    below = np.repeat(lo[:, None], len(levels), axis=1)
-    above = np.repeat(hi[:, None] + 1, len(levels), axis=1)
-    for _ in range(int(np.max(hi - lo, initial=0) + 1).bit_length()):
-        # A settled threshold (below == above) may lie at hi + 1, which the oracle is not asked.
-        middle = np.minimum((below + above) >> 1, hi[:, None])
+def _bisect(oracle: Oracle, last: Int64, levels: Int64) -> Int64:
+    """Smallest arguments int64[C, K] from 0 to ``last`` (int64[C]) that reach the levels."""
+    below = np.zeros((len(last), len(levels)), np.int64)
+    above = np.repeat(last[:, None] + 1, len(levels), axis=1)
+    for _ in range(int(np.max(last, initial=0) + 1).bit_length()):
+        # A settled threshold (below == above) may lie at last + 1, which the oracle is not asked.
+        middle = np.minimum((below + above) >> 1, last[:, None])
         reached = (oracle(middle) >= levels) & (below < above)
         np.copyto(above, middle, where=reached)
         np.copyto(below, middle + 1, where=~reached & (below < above))
@@ -113,3 +126,14 @@ def accumulator_bounds(weights: Int64, x_min: int, x_max: int) -> tuple[Int64, I
     w = np.asarray(weights, np.int64).reshape(len(weights), -1)
     low, high = w * x_min, w * x_max
     return np.minimum(low, high).sum(axis=1), np.maximum(low, high).sum(axis=1)
+
+
+def accumulator_strides(weights: Int64) -> Int64:
+    """Largest common factors int64[C] of the weights [C, taps]: accumulators are multiples of it.
+
+    Weights of few levels, written times a factor that makes their biases' unit finer, reach few of
+    the accumulators between their bounds.
+    """
+    rows = np.abs(np.asarray(weights, np.int64).reshape(len(weights), -1))
+    strides: Int64 = np.maximum(np.gcd.reduce(rows, axis=1), 1)
+    return strides

@@ -302,9 +302,9 @@ def _variants(beam: Steps, polygons: Polygons) -> Steps:
             for k in np.unique(tight[row]).tolist():
                 below, above = beam.below[row].copy(), beam.above[row].copy()
                 if is_upper:
-                    below[k] -= 1
+                    below[k] -= beam.stride[row]
                 else:
-                    above[k] += 1
+                    above[k] += beam.stride[row]
                 seen.setdefault(below.tobytes() + above.tobytes(), (row, below, above))
     rows = beam.rows(np.array([row for row, _, _ in seen.values()], np.int64))
     variants = replace(

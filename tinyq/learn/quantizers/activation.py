@@ -78,6 +78,10 @@ class ActQuantizer(nn.Module):
         """Step as it is used: a learned one may try to pass zero."""
         return self.step.abs().clamp_min(1e-12) if self.learned else self.step
 
+    def exported_step(self) -> Tensor:
+        """Step of the integers that are exported."""
+        return self.positive_step()
+
     @property
     def exported_zero(self) -> int:
         """Zero point in the exported uint8, where signed values lie 128 higher."""
@@ -147,6 +151,9 @@ class TableActQuantizer(ActQuantizer):
     midpoints between levels an odd distance apart are rounding boundaries and nothing moves; where
     the distance is even, a value within half an 8-bit step of the midpoint may take the other
     level, which is equally near.
+
+    What the table gives is the level times ``factor``, the largest that fits: biases of the layers
+    that read it are whole in units of its step, and that unit becomes finer at no cost.
     """
 
     table: Tensor
@@ -159,8 +166,8 @@ class TableActQuantizer(ActQuantizer):
         room = 127 if self.signed else 255
         if level_set.largest > room:
             raise error("TQ652", f"levels to {level_set.largest} do not fit 8-bit activations")
-        fit = room // level_set.largest
-        self.fine = fit if fit % 2 else max(1, fit - 1)
+        self.factor = room // level_set.largest
+        self.fine = self.factor if self.factor % 2 else max(1, self.factor - 1)
         self.register_buffer("table", table_of(level_set), persistent=False)
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
@@ -172,6 +179,10 @@ class TableActQuantizer(ActQuantizer):
     def fine_step(self) -> Tensor:
         """Step of the 8-bit integers that index the table, float32."""
         return self.positive_step() / self.fine
+
+    def exported_step(self) -> Tensor:
+        """Step of what :meth:`lookup` gives, float32."""
+        return self.positive_step() / self.factor
 
     def quantize(self, x: Tensor) -> Tensor:
         """Nearest level of the 8-bit value, times the level step."""
@@ -189,9 +200,9 @@ class TableActQuantizer(ActQuantizer):
 
     @torch.no_grad()
     def lookup(self) -> Tensor:
-        """Level of each 8-bit integer, int64 [256]: from -128 when signed, else from 0."""
+        """Level times ``factor`` of each 8-bit integer, int64 [256]: from -128 or, unsigned, 0."""
         start = -128 if self.signed else 0
         index = torch.arange(start, start + 256, dtype=torch.float32)
         low, high = self.level_set.integers[0], self.level_set.integers[-1]
         v = index.clamp(low * self.fine, high * self.fine) / self.fine
-        return nearest_level(v, self.table.cpu()).long()
+        return nearest_level(v, self.table.cpu()).long() * self.factor
