@@ -2,9 +2,10 @@
 
     python examples/apot_networks.py cifar10_resnet20_4bit out.onnx
 
-prints accuracy on 2,000 real test images of (1) the authors' arithmetic, written here on its own
-from the paper, (2) the same network prepared by tinyq, in PyTorch, (3) the exported file in
-onnxruntime.
+prints accuracy on 2,000 real test images (or ``--images 2000 10000``) of (1) the authors'
+arithmetic, written here on its own from the paper, (2) the same network prepared by tinyq, in
+PyTorch, (3) its integers, in PyTorch, (4) the exported file in onnxruntime; and for how many images
+the last answers as (1) and as (2) do.
 
 What is exported differs from the authors' arithmetic in four ways, each forced by integers:
 
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from apot_thresholds import WEIGHT_THRESHOLDS
-from resnet20 import ResNet20, accuracy, cifar10, data_dir, onnx_accuracy, published
+from resnet20 import ResNet20, answers, cifar10, data_dir, onnx_answers, percent, published
 from torch import Tensor, fx, nn
 
 import tinyq.learn
@@ -194,19 +195,20 @@ def main() -> None:
     parser.add_argument("name", help="file of the network without suffix: cifar10_resnet20_4bit")
     parser.add_argument("path", nargs="?", help="ONNX file to write")
     parser.add_argument("--ends", choices=("int8", "authors"), default="int8")
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, nargs="+", default=[2000])
     args = parser.parse_args()
     torch.set_num_threads(1)
     net = Published(args.name)
-    x, y = net.test(args.images)
+    x, y = net.test(max(args.images))
     prepared = tinyq_network(net, args.ends)
     path = tinyq.learn.export(prepared, Path(args.path or f"{args.name}.onnx"))
-    print(
-        f"{args.name}: paper {accuracy(paper_network(net), x, y):.2f}%, "
-        f"tinyq {accuracy(prepared, x, y):.2f}%, "
-        f"converted {accuracy(tinyq.learn.convert(prepared), x, y):.2f}%, "
-        f"onnxruntime {onnx_accuracy(path, x, y):.2f}% of {len(y)} images"
-    )
+    paper, fake = answers(paper_network(net), x), answers(prepared, x)
+    integers, exported = answers(tinyq.learn.convert(prepared), x), onnx_answers(path, x)
+    for count in args.images:
+        right = [percent(a[:count], y[:count]) for a in (paper, fake, integers, exported)]
+        alike = [percent(exported[:count], a[:count]) for a in (paper, fake)]
+        cells = [args.name.replace("_", " "), f"{count:,}", *(f"{v:.2f}" for v in (*right, *alike))]
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

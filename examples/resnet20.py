@@ -127,27 +127,36 @@ def cifar10(split: str, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch: int = 250) -> float:
-    """Percent right."""
-    right = sum(
-        int((model(a).argmax(1) == b).sum())
-        for a, b in zip(x.split(batch), y.split(batch), strict=True)
-    )
-    return 100.0 * right / len(y)
+def answers(model: nn.Module, x: Tensor, batch: int = 250) -> Tensor:
+    """Class of each image, int64 [N]."""
+    return torch.cat([model(part).argmax(1) for part in x.split(batch)])
 
 
-def onnx_accuracy(path: str | Path, x: Tensor, y: Tensor, batch: int = 250) -> float:
-    """Percent right, in onnxruntime."""
+def onnx_answers(path: str | Path, x: Tensor, batch: int = 250) -> Tensor:
+    """Class of each image, int64 [N], in onnxruntime."""
     import onnx
 
     from tinyq.ptq.observe import session as quantized_session
 
     session = quantized_session(onnx.load(path))
     name = session.get_inputs()[0].name
-    right = 0
-    for a, b in zip(x.split(batch), y.split(batch), strict=True):
-        right += int((session.run(None, {name: a.numpy()})[0].argmax(1) == b.numpy()).sum())
-    return 100.0 * right / len(y)
+    outputs = [session.run(None, {name: part.numpy()})[0] for part in x.split(batch)]
+    return torch.from_numpy(np.concatenate(outputs).argmax(1))
+
+
+def percent(found: Tensor, wanted: Tensor) -> float:
+    """Percent of ``found`` that are as ``wanted``."""
+    return 100.0 * float((found == wanted).double().mean())
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Percent right."""
+    return percent(answers(model, x), y)
+
+
+def onnx_accuracy(path: str | Path, x: Tensor, y: Tensor) -> float:
+    """Percent right, in onnxruntime."""
+    return percent(onnx_answers(path, x), y)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from tinyq.learn import (  # noqa: E402
     prepare,
 )
 from tinyq.learn.layers import IntegerAdd  # noqa: E402
+from tinyq.learn.prepare import input_quantizers, quant_layers  # noqa: E402
+from tinyq.learn.quantizers import TableActQuantizer  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -97,6 +99,34 @@ def test_conversion_keeps_what_was_trained(config: str) -> None:
         before, after = prepared(x), convert(prepared)(x)
     noise = (before - after).square().mean().sqrt()
     assert float(noise / before.std()) < 0.05
+
+
+NORMS = {"a": "bn_a", "b": "bn_b", "down.0": "down.1"}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_biases_are_finer_than_a_level_times_a_level(bits: int) -> None:
+    """Unit of a bias: a weight's level times an activation's, over the factors of both."""
+    prepared, _ = prepared_network("resnet", apot_config(bits))
+    layers, made = quant_layers(prepared), convert(prepared)
+    checked = 0
+    for name, reads in input_quantizers(prepared).items():
+        if not isinstance(reads, TableActQuantizer):
+            continue
+        norm = prepared.get_submodule(NORMS[name])
+        gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).double().detach()
+        real = norm.bias.double().detach() - norm.running_mean.double() * gain
+        levels, step = layers[name].weight_quantizer.integers(layers[name].weight)
+        level = step.double() * gain.abs() * reads.positive_step().double().detach()
+        widened = 2 ** int(np.log2(127 / float(levels.abs().max())))
+        factor = widened * {2: 63, 3: 25, 4: 5}[bits]
+        layer = made.get_submodule(name)
+        unit = layer.input_step.double() * layer.weight_step.double()
+        assert torch.allclose(unit, level / factor, rtol=1e-5, atol=0)
+        error = (layer.bias_int.double() * unit - real).abs()
+        assert bool((error <= 0.5 * level / factor + 1e-6 * real.abs()).all())
+        checked += 1
+    assert checked >= 3
 
 
 @pytest.mark.parametrize(("bits", "signed_too"), [(4, False), (2, False), (3, True)])

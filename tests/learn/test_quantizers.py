@@ -153,7 +153,11 @@ def test_tables_choose_the_nearest_level(signed: bool, bits: int) -> None:
         *((-128, 127) if signed else (0, 255))
     )
     index = integers.long() + (128 if signed else 0)
-    assert torch.equal((quantizer(x) / step).round().long(), quantizer.lookup()[index])
+    room = 127 if signed else 255
+    assert quantizer.factor * level_set.largest <= room < (quantizer.factor + 1) * level_set.largest
+    assert float(quantizer.exported_step()) * quantizer.factor == pytest.approx(step)
+    chosen = (quantizer(x) / step).round().long() * quantizer.factor
+    assert torch.equal(chosen, quantizer.lookup()[index])
 
 
 def test_inq_freezes_the_largest_and_keeps_them() -> None:

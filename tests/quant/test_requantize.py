@@ -98,6 +98,43 @@ def test_random_layers(*, exponent, bias, zero_point, lo, width, relu) -> None:
     every_output_equals(oracle, requant, lo, lo + width)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    exponent=st.floats(-5, 0),
+    bias=st.integers(-(10**6), 10**6),
+    lo=st.integers(-1000, 0),
+    width=st.integers(0, 2000),
+    strides=st.lists(st.integers(1, 127), min_size=2, max_size=3),
+)
+def test_layers_whose_weights_have_common_factors(*, exponent, bias, lo, width, strides) -> None:
+    """Every accumulator that is reached is right, and those between them cost nothing."""
+    stride = np.array(strides)
+    oracle = linear(10.0**exponent * np.ones(len(stride)) / stride, bias, zero_point=9)
+    low, high = lo * stride, (lo + width) * stride
+    stair = build_staircase(oracle, low, high, -128, 127, stride)
+    requant = synthesize(stair, oracle.scale.astype(np.float64))
+    assert prove(requant, stair) == requant.proof
+    assert requant.exact
+    assert requant.proof.reachable == len(stride) * (width + 1)
+    grid = low + stride * np.arange(width + 1)[:, None]
+    assert np.array_equal(apply(requant, grid), oracle(grid.T).T)
+    dense = synthesize(build_staircase(oracle, low, high, -128, 127), oracle.scale.astype(float))
+    assert len(requant.fixes) <= requant.proof.mismatches <= dense.proof.mismatches
+
+
+def test_common_factor_makes_a_wide_layer_exact() -> None:
+    """9 million accumulators: float32 moves hundreds of thresholds, none of them by 64."""
+    oracle = linear(3.1e-6 * np.linspace(1, 1.5, 16), 200_000, zero_point=-3)
+    reach = np.full(16, 64 * 147_000)
+    hint = oracle.scale.astype(np.float64)
+    dense = synthesize(build_staircase(oracle, -reach, reach, -128, 127), hint)
+    sparse = synthesize(build_staircase(oracle, -reach, reach, -128, 127, 64), hint)
+    assert dense.proof.mismatches > 0
+    assert sparse.exact
+    assert sparse.fixes == ()
+    assert sparse.proof.reachable == 16 * (2 * 147_000 + 1)
+
+
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 40), spread=st.integers(0, 60))
 def test_any_staircase_is_reported_honestly(seed: int, steps: int, spread: int) -> None:
