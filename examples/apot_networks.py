@@ -190,16 +190,41 @@ def tinyq_network(net: Published, ends: str = "int8") -> fx.GraphModule:
     return prepared.eval()
 
 
+PARTS = {
+    "levels": ("authors", False, False),
+    "levels, input": ("authors", True, False),
+    "levels, ends": ("int8", False, False),
+    "levels, ends, residual": ("int8", False, True),
+    "all": ("int8", True, True),
+}
+"""What is in integers: name, (first and last layer, input in 8 bits, residual values in 8 bits)."""
+
+
+def part(net: Published, name: str) -> fx.GraphModule:
+    """The prepared network with some of its 8-bit values in float."""
+    ends, first, residual = PARTS[name]
+    prepared = tinyq_network(net, ends)
+    low = {id(quantizer) for quantizer in map(input_quantizers(prepared).get, net.layers)}
+    for k, quantizer in enumerate(act_quantizers(prepared).values()):
+        quantizer.enabled = id(quantizer) in low or (first if k == 0 else residual)
+    return prepared
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="file of the network without suffix: cifar10_resnet20_4bit")
     parser.add_argument("path", nargs="?", help="ONNX file to write")
     parser.add_argument("--ends", choices=("int8", "authors"), default="int8")
     parser.add_argument("--images", type=int, nargs="+", default=[2000])
+    parser.add_argument("--parts", action="store_true", help="the steps to fake quantization alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     net = Published(args.name)
     x, y = net.test(max(args.images))
+    if args.parts:
+        for name in PARTS:
+            print(f"{args.name}, {name}: {percent(answers(part(net, name), x), y):.2f}")
+        return
     prepared = tinyq_network(net, args.ends)
     path = tinyq.learn.export(prepared, Path(args.path or f"{args.name}.onnx"))
     paper, fake = answers(paper_network(net), x), answers(prepared, x)
