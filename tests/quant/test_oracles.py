@@ -42,7 +42,8 @@ def inputs_for(accumulators: np.ndarray) -> np.ndarray:
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], tmp_path) -> tuple:
     """Output and the operators that onnxruntime runs at its default optimisation."""
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # no sum saturates
+    if model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8:
+        options.add_session_config_entry("session.x64quantprecision", "1")  # no sum saturates
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
