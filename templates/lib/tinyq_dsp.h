@@ -192,14 +192,4 @@ static TINYQ_NOINLINE TINYQ_UNUSED void tinyq_fill(int8_t *dst, int32_t value, i
     }
 }
 
-/* Requantized accumulator: SMMLA, then SSAT with its shift (or the clamp of the layer). */
-TINYQ_INLINE int8_t tinyq_requantize(int32_t acc, const tinyq_requant_t *rq, int pre_shift,
-                                     int post_shift, int32_t qmin, int32_t qmax) {
-    const int32_t scaled = (int32_t)((uint32_t)acc << pre_shift);
-    int32_t y = tinyq_smmla(scaled, rq->multiplier, rq->addend) >> post_shift;
-    y = y < qmin ? qmin : y;
-    y = y > qmax ? qmax : y;
-    return (int8_t)y;
-}
-
 #endif

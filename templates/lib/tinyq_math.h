@@ -35,20 +35,24 @@ static inline int32_t tinyq_mulhi(int32_t p, int32_t q) {
 #endif
 }
 
-/* The layer's level before corrections and clamp. acc << pre_shift and the sum fit int32 (proved
- * when the parameters are made). */
+/* The layer's level with its fraction. acc << pre_shift and the sum fit int32 (proved when the
+ * parameters are made). */
+static inline int32_t tinyq_rescale_sum(int32_t acc, int32_t multiplier, int32_t addend,
+                                        int pre_shift) {
+    return tinyq_mulhi((int32_t)((uint32_t)acc << pre_shift), multiplier) + addend;
+}
+
+/* The layer's level before corrections and clamp. */
 static inline int32_t tinyq_rescale(int32_t acc, int32_t multiplier, int32_t addend, int pre_shift,
                                     int post_shift) {
-    const int32_t scaled = (int32_t)((uint32_t)acc << pre_shift);
-    return (tinyq_mulhi(scaled, multiplier) + addend) >> post_shift;
+    return tinyq_rescale_sum(acc, multiplier, addend, pre_shift) >> post_shift;
 }
 
 /* The same with exact halves given to even levels (odd 0) or odd ones (odd 1): the levels that lose
  * ties begin two units of the sum later. post_shift is at least 1. */
 static inline int32_t tinyq_rescale_ties(int32_t acc, int32_t multiplier, int32_t addend,
                                          int pre_shift, int post_shift, int odd) {
-    const int32_t scaled = (int32_t)((uint32_t)acc << pre_shift);
-    const int32_t sum = tinyq_mulhi(scaled, multiplier) + addend;
+    const int32_t sum = tinyq_rescale_sum(acc, multiplier, addend, pre_shift);
     const int32_t late = (((sum >> post_shift) ^ odd) & 1) * 2;
     return (sum - late) >> post_shift;
 }

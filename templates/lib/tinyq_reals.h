@@ -1,4 +1,5 @@
-/* IEEE 754 single precision in integer instructions: what tensors quantized at run time need.
+/* IEEE 754 single precision in integer instructions: what tensors quantized at run time need, and
+ * layers whose integer form leaves some sums to the rule that it stands for.
  *
  * A real is the 32 bits of a float32. Every operation gives the bits that a processor's gives when
  * it rounds to nearest even and keeps subnormal numbers. There are no NaNs and no infinite operands;
@@ -289,6 +290,43 @@ static TINYQ_NOINLINE TINYQ_UNUSED void tinyq_real_map(uint32_t step, uint32_t b
                   (INT32_C(1) << (post - 1)) + (int32_t)error;
     map->window = 2U * error;
     map->post = post;
+}
+
+/* Levels less the zero point, before the clamp, as the oracles of a layer compute them from a sum.
+ * own: what is added to the sum, then the scale. All are within one of the layer's integer form. */
+
+/* round(float32(acc + offset) * scale); scale is a real. */
+static TINYQ_NOINLINE TINYQ_UNUSED int32_t tinyq_level_float(int32_t acc,
+                                                             const tinyq_requant_t *own) {
+    const uint32_t sum = tinyq_real_from_int(acc + own->multiplier);
+    return tinyq_real_to_int(tinyq_real_multiply(sum, (uint32_t)own->addend));
+}
+
+/* round((float32(acc + offset) * scale + bias) / y_scale); the bias is the first of more. */
+static TINYQ_NOINLINE TINYQ_UNUSED int32_t tinyq_level_float_bias(int32_t acc,
+                                                                  const tinyq_requant_t *own,
+                                                                  const tinyq_requant_t *more,
+                                                                  uint32_t y_scale) {
+    const uint32_t sum = tinyq_real_from_int(acc + own->multiplier);
+    const uint32_t product = tinyq_real_multiply(sum, (uint32_t)own->addend);
+    const uint32_t real = tinyq_real_add(product, (uint32_t)more->multiplier);
+    return tinyq_real_to_int(tinyq_real_divide(real, y_scale));
+}
+
+/* (acc + offset) * scale * 2^(shift - 31), halves up; the shift is the first of more. */
+static TINYQ_NOINLINE TINYQ_UNUSED int32_t tinyq_level_once(int32_t acc,
+                                                            const tinyq_requant_t *own,
+                                                            const tinyq_requant_t *more) {
+    const int32_t right = 31 - more->multiplier;
+    const int64_t product = (int64_t)(acc + own->multiplier) * own->addend;
+    return (int32_t)((product + (INT64_C(1) << (right - 1))) >> right);
+}
+
+/* The same rounded twice. */
+static TINYQ_NOINLINE TINYQ_UNUSED int32_t tinyq_level_twice(int32_t acc,
+                                                             const tinyq_requant_t *own,
+                                                             const tinyq_requant_t *more) {
+    return tinyq_rescale_twice(acc + own->multiplier, own->addend, more->multiplier);
 }
 
 #endif

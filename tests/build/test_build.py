@@ -182,6 +182,32 @@ LIBRARY = {
     ],
 }
 
+ASSEMBLY = {
+    "kernel": [
+        Instruction(0, "push", "{r4, lr}"),
+        *[
+            Instruction(2 + 10 * turn + at, mnemonic, operands)
+            for turn in range(3)
+            for at, mnemonic, operands in (
+                (0, "stmdb", "sp!, {r0, r1, r2, r3, ip, lr}"),
+                (4, "bl", "40 <rule>"),
+                (6, "ldmia.w", "sp!, {r0, r1, r2, r3, ip, lr}"),
+                (8, "ssat", "r2, #8, r0"),
+            )
+        ],
+        Instruction(32, "pop", "{r4, pc}"),
+    ],
+    "rule": [Instruction(64, "push", "{r4, r5}"), Instruction(66, "bx", "lr")],
+}
+
+
+def test_calls_from_inline_assembly_count_once(tmp_path: Path) -> None:
+    """The compiler sees neither the calls nor what is saved around each of them."""
+    (tmp_path / "x.ci").write_text(_ci(_node("x.c:kernel", 8), _node("x.c:rule", 8)))
+    graph = read_callgraph([tmp_path / "x.ci"], ASSEMBLY)
+    assert graph.worst_case("x.c:kernel") == 8 + 24 + 8
+
+
 # lines of the call graph, worst case of f in bytes
 GRAPHS = [
     ((_node("f", 24),), 24),

@@ -94,19 +94,16 @@ def requant_arrays(seed: int, channels: int, spread: int) -> tuple[AnyArray, Req
     return np.stack([m, a], axis=1), RequantParams(pre, post, low, high)
 
 
-def requantized(acc: AnyArray, rq: AnyArray, p: RequantParams, shifts: Any = None) -> AnyArray:
-    post = p.post_shift if shifts is None else shifts
-    v = rescale(acc.astype(np.int64), rq[:, 0].astype(np.int64), rq[:, 1], p.pre_shift, post)
+def requantized(acc: AnyArray, rq: AnyArray, p: RequantParams) -> AnyArray:
+    shifts = (p.pre_shift, p.post_shift)
+    v = rescale(acc.astype(np.int64), rq[:, 0].astype(np.int64), rq[:, 1], *shifts)
     for fix in p.fixes:
         v[..., fix.channel] += fix.delta * (acc[..., fix.channel] == fix.accumulator)
     return np.clip(v, p.qmin, p.qmax).astype(np.int8)
 
 
-def requant_constants(rq: AnyArray, shifts: Any = None) -> tuple[PackedConstant, ...]:
-    made = [PackedConstant("requant", rq, "tinyq_requant_t")]
-    if shifts is not None:
-        made.append(PackedConstant("shifts", np.asarray(shifts, np.uint8), "uint8_t"))
-    return tuple(made)
+def requant_constants(rq: AnyArray) -> tuple[PackedConstant, ...]:
+    return (PackedConstant("requant", rq, "tinyq_requant_t"),)
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,6 @@ class Geometry:
     groups: int = 1
     zero: int = 0
     wide: bool = False
-    per_channel_shift: bool = False
     fixes: bool = False
 
     def out(self, axis: int) -> int:
@@ -150,7 +146,6 @@ CONVOLUTIONS = {
     "column": Geometry(33, 1, 4, 5, (7, 1), (3, 1)),
     "full_width": Geometry(6, 4, 3, 5, (3, 4)),
     "wide_weights": Geometry(5, 5, 3, 4, (3, 3), wide=True, pads=(1, 1, 1, 1), zero=-9),
-    "shift_per_channel": Geometry(5, 5, 3, 4, (3, 3), per_channel_shift=True),
     "fixes": Geometry(6, 6, 2, 3, (1, 1), fixes=True),
 }
 
@@ -186,10 +181,6 @@ def conv_case(name: str, g: Geometry, seed: int) -> Case:
     w = rng.integers(-limit, limit, (g.o, *g.k, depth)).astype(kind)
     acc = conv_sums(g, x, w)
     rq, requant = requant_arrays(seed, g.o, max(1, int(np.abs(acc).max())))
-    shifts = None
-    if g.per_channel_shift:
-        shifts = rng.integers(3, 9, g.o)
-        requant = replace(requant, post_shift=None)
     if g.fixes:
         spots = [(0, int(acc[0, 0, 0]), 1), (2, int(acc[3, 3, 2]), -1)]
         requant = replace(requant, fixes=tuple(Fix(*spot) for spot in spots))
@@ -197,9 +188,9 @@ def conv_case(name: str, g: Geometry, seed: int) -> Case:
         g.h, g.w, g.c, g.out(0), g.out(1), g.o, *g.k, *g.stride, *g.dilation, *g.pads[:2],
         g.groups, g.zero, c_type, requant,
     )  # fmt: skip
-    constants = (PackedConstant("weights", w, c_type), *requant_constants(rq, shifts))
+    constants = (PackedConstant("weights", w, c_type), *requant_constants(rq))
     call = KernelCall("conv2d_s8", "ops/conv2d_s8.c.j2", params, constants)
-    return Case(name, call, (x,), requantized(acc, rq, requant, shifts)[None])
+    return Case(name, call, (x,), requantized(acc, rq, requant)[None])
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
@@ -210,28 +201,25 @@ def test_conv2d(tmp_path: Path, compiler: str, multiply: tuple[str, ...]) -> Non
     check_cases(cases, tmp_path, compiler, *multiply)
 
 
-def dense_case(rows: int, i: int, o: int, wide: bool, per_channel: bool) -> Case:
+def dense_case(rows: int, i: int, o: int, wide: bool) -> Case:
     seed = 100 + rows + i + o
     kind, c_type = (np.int16, "int16_t") if wide else (np.int8, "int8_t")
     x = random_s8(seed, rows, i)
     w = np.random.default_rng(seed).integers(-128, 128, (o, i)).astype(kind)
     acc = x.astype(np.int64) @ w.astype(np.int64).T
     rq, requant = requant_arrays(seed, o, max(1, int(np.abs(acc).max())))
-    shifts = np.arange(o) % 5 + 3 if per_channel else None
-    if per_channel:
-        requant = replace(requant, post_shift=None)
     params = DenseParams(rows, i, o, c_type, requant)
-    constants = (PackedConstant("weights", w, c_type), *requant_constants(rq, shifts))
+    constants = (PackedConstant("weights", w, c_type), *requant_constants(rq))
     call = KernelCall("dense_s8", "ops/dense_s8.c.j2", params, constants)
-    wanted = requantized(acc, rq, requant, shifts)
+    wanted = requantized(acc, rq, requant)
     return Case(f"dense{rows}x{i}x{o}{c_type}", call, (x,), wanted)
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_dense(tmp_path: Path, compiler: str) -> None:
     sizes = [(1, 1, 1), (1, 3, 4), (2, 8, 5), (1, 9, 7), (3, 31, 2), (1, 33, 8), (1, 640, 3)]
-    cases = [dense_case(*size, wide=False, per_channel=k % 2 == 1) for k, size in enumerate(sizes)]
-    cases += [dense_case(2, 11, 3, wide=True, per_channel=False)]
+    cases = [dense_case(*size, wide=False) for size in sizes]
+    cases += [dense_case(2, 11, 3, wide=True)]
     check_cases(cases, tmp_path, compiler)
 
 
@@ -458,9 +446,10 @@ def matmul_case(batch: int, m: int, k: int, n: int) -> Case:
     acc = (a.astype(np.int64) + 7) @ (b.astype(np.int64) - 13)
     rq, requant = requant_arrays(23, 1, int(np.abs(acc).max()))
     requant = replace(requant, fixes=(Fix(0, int(acc[0, 0, 0]), 1),))
-    params = MatMulParams(batch, m, k, n, -7, 13, int(rq[0, 0]), int(rq[0, 1]), requant)
+    params = MatMulParams(batch, m, k, n, -7, 13, requant)
     wanted = requantized(acc[..., None], rq, requant)[..., 0]
-    return Case(f"matmul{batch}{m}{k}{n}", _plain("matmul_s8", params), (a, b), wanted)
+    call = _plain("matmul_s8", params, *requant_constants(rq))
+    return Case(f"matmul{batch}{m}{k}{n}", call, (a, b), wanted)
 
 
 def softmax_case(rows: int, depth: int, scale: float, levels: int) -> Case:

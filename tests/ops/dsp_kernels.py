@@ -233,7 +233,7 @@ def add_conv(program: Program, case: Conv, rng: np.random.Generator) -> None:
         "ops/matmul_s8_dsp.c.j2", fn=mm, k4=k4, o=og, y_stride=case.o, mode=case.mode,
         paired=program.paired,
         pre_shift=requant.pre_shift, post_shift=requant.post_shift, qmin=case.qmin,
-        qmax=case.qmax, unroll=unroll,
+        qmax=case.qmax, unroll=unroll, ties="up", guard=None,
     )  # fmt: skip
     fn = f"conv_{len(program.names)}"
     oh, ow = case.out_hw
@@ -297,7 +297,7 @@ def add_dense(program: Program, case: Dense, rng: np.random.Generator) -> None:
     program.functions[mv] = render(
         "ops/matvec_s8_dsp.c.j2", fn=mv, k4=k4, o=case.o, mode=case.mode,
         pre_shift=requant.pre_shift, post_shift=requant.post_shift, qmin=case.qmin,
-        qmax=case.qmax, unroll=unroll, direct=case.direct,
+        qmax=case.qmax, unroll=unroll, direct=case.direct, ties="up", guard=None,
     )  # fmt: skip
     fn = f"dense_{len(program.names)}"
     program.functions[fn] = render(
@@ -331,6 +331,8 @@ def add_depthwise(program: Program, case: Conv, rng: np.random.Generator, varian
         "post_shift": requant.post_shift,
         "qmin": case.qmin,
         "qmax": case.qmax,
+        "ties": "up",
+        "guard": None,
     }
     core = f"p3_{len(program.names)}"
     if variant == "plane3x3":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,26 @@ from tinyq.ir import DType, Graph, Node, Stage, TensorType, Value
 from tinyq.ops.conv2d import Conv2dAttrs
 from tinyq.ops.dense import DenseAttrs
 from tinyq.plan import MemoryPlan
-from tinyq.quant import Fix, Requant, RequantProof
+from tinyq.quant import (
+    Fix,
+    FixedPointLinear,
+    Guard,
+    OrtLinear,
+    OrtMatMulFloatBias,
+    Requant,
+    RequantProof,
+    Rounding,
+    build_staircase,
+    with_guard,
+)
 from tinyq.select import Goal, Schedule, select
 from tinyq.target import load_core
 
 Int8 = npt.NDArray[np.int8]
 Int64 = npt.NDArray[np.int64]
 PROOF = RequantProof(0, 0, 0, 0, 0, True)
+FORMS = ("up", "even", "odd", "float", "float_bias", "once", "twice")
+"""Ways of requantizing: with ties, or with a guard that leaves sums near a step to a rule."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +61,29 @@ class Table:
     expected: list[Int8] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
-    def conv(self, kernel: str, case: Conv, fixes: int = 2, wide: bool = False) -> None:
-        """A convolution; ``wide`` draws weights of 16 bits."""
+    def conv(
+        self, kernel: str, case: Conv, fixes: int = 2, wide: bool = False, form: str = "up"
+    ) -> None:
+        """A convolution; ``wide`` draws weights of 16 bits; ``form`` is one of FORMS."""
         x = self._draw((case.h, case.w, case.c))
         shape = (case.o, *case.k, case.c // case.groups)
         weights = self._weights(shape, wide)
         acc = accumulate(x, weights, case)
-        requant, expected = self._requant(acc, case, fixes)
+        requant, expected = self._requant(acc, case, fixes, form)
         attrs = Conv2dAttrs(
             case.s, case.d, case.pads, case.groups, case.zp, _no_oracle(), np.ones(case.o), requant
         )
         name = f"{len(self.nodes)}_{kernel}_{case.name}"
         self._add("conv2d", kernel, name, x[None], weights, attrs, expected[None])
 
-    def dense(self, kernel: str, case: DenseCase, fixes: int = 2, wide: bool = False) -> None:
+    def dense(
+        self, kernel: str, case: DenseCase, fixes: int = 2, wide: bool = False, form: str = "up"
+    ) -> None:
         """A dense layer."""
         x = self._draw((case.rows, case.i))
         weights = self._weights((case.o, case.i), wide)
         acc = x.astype(np.int64) @ weights.astype(np.int64).T
-        requant, expected = self._requant(acc, case, fixes)
+        requant, expected = self._requant(acc, case, fixes, form)
         attrs = DenseAttrs(_no_oracle(), np.ones(case.o), requant)
         name = f"{len(self.nodes)}_{kernel}_{case.rows}x{case.i}x{case.o}"
         self._add("dense", kernel, name, x, weights, attrs, expected)
@@ -79,11 +96,20 @@ class Table:
             return self.rng.integers(-300, 301, shape).astype(np.int16)
         return self._draw(shape)
 
-    def _requant(self, acc: Int64, case: Any, count: int) -> tuple[Requant, Int8]:
+    def _requant(self, acc: Int64, case: Any, count: int, form: str) -> tuple[Requant, Int8]:
         """Parameters with ``count`` corrections of accumulators that occur, and the outputs."""
         flat = acc.reshape(-1, acc.shape[-1])
+        if form not in ("up", "even", "odd"):
+            requant, outputs = self._guarded(flat, case, form)
+            return requant, outputs.astype(np.int8).reshape(acc.shape)
         drawn = draw_requant(self.rng, np.concatenate([flat, -flat]), pre_shift=case.pre_shift)
+        if form != "up":  # levels with two bits of fraction at least
+            shift = max(0, 2 - drawn.post_shift)
+            drawn = replace(drawn, multiplier=drawn.multiplier, addend=drawn.addend << shift,
+                            post_shift=drawn.post_shift + shift)  # fmt: skip
         level = ((flat << drawn.pre_shift) * drawn.multiplier >> 32) + drawn.addend
+        if form != "up":
+            level -= (level >> drawn.post_shift & 1 ^ int(form == "odd")) * 2
         level >>= drawn.post_shift
         fixes: list[Fix] = []
         for k in range(count):
@@ -94,9 +120,34 @@ class Table:
                 fixes.append(Fix(channel, value, delta))
         requant = Requant(
             drawn.multiplier.astype(np.int32), drawn.addend.astype(np.int32), drawn.pre_shift,
-            drawn.post_shift, case.qmin, case.qmax, tuple(fixes), PROOF,
+            drawn.post_shift, case.qmin, case.qmax, tuple(fixes), PROOF, form,
         )  # fmt: skip
         return requant, level.clip(case.qmin, case.qmax).astype(np.int8).reshape(acc.shape)
+
+    def _guarded(self, flat: Int64, case: Any, form: str) -> tuple[Requant, Int64]:
+        """Parameters with a guard so wide that the rule is asked often, and the rule's outputs."""
+        channels = flat.shape[1]
+        most = np.abs(flat).max(axis=0) + 1
+        scale = (self.rng.uniform(50, 200, channels) / most).astype(np.float32)
+        offset = self.rng.integers(-most // 2, most // 2 + 1)
+        zero_point = int(self.rng.integers(-20, 20))
+        rest = (offset, zero_point, case.qmin, case.qmax)
+        nothing = np.zeros(channels, np.int64)
+        oracle: Any
+        if form == "float":
+            oracle = OrtLinear(scale, nothing, *rest)
+        elif form == "float_bias":
+            bias = self.rng.uniform(-1, 1, channels).astype(np.float32)
+            oracle = OrtMatMulFloatBias(scale / 64, bias, offset, 1 / 64, *rest[1:])
+        else:
+            oracle = FixedPointLinear.of_scales(
+                scale.astype(np.float64), nothing, *rest[:2], Rounding(form), *rest[2:]
+            )
+        stair = build_staircase(oracle, -most, most, case.qmin, case.qmax)
+        found = with_guard(stair, scale.astype(np.float64), oracle)
+        assert found.guard is not None
+        outputs = np.asarray(oracle(flat.T).T)
+        return replace(found, guard=Guard(min(2, found.guard.bits), oracle)), outputs
 
     def _add(
         self, op: str, kernel: str, name: str, x: Int8, weights: Any, attrs: Any, expected: Int8

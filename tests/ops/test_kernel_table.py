@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from dsp_kernels import Conv
-from kernel_table import DenseCase, Table
+from kernel_table import FORMS, DenseCase, Table
 
 Pads = tuple[int, int, int, int]
 EFFORTS = ("", "_short", "_compact")
@@ -74,13 +74,13 @@ def scalar_table(count: int) -> Table:
     """Kernels for every core."""
     table = Table()
     for i in range(count):
-        fixes = i % 3
-        table.conv("conv2d_s8", conv_cases(1, i)[0], fixes)
-        table.conv("conv2d_s8_columns", conv_cases(1, i)[0], fixes, wide=i % 5 == 4)
-        table.conv("depthwise_s8_planes", depthwise_cases(1, i)[0], fixes)
+        fixes, form = i % 3, FORMS[i % 7]
+        table.conv("conv2d_s8", conv_cases(1, i)[0], fixes, form=form)
+        table.conv("conv2d_s8_columns", conv_cases(1, i)[0], fixes, i % 5 == 4, form)
+        table.conv("depthwise_s8_planes", depthwise_cases(1, i)[0], fixes, form=form)
     for kernel, rows in (("dense_s8", 1), ("dense_s8_rows", 2)):
         for i, case in enumerate(dense_cases(count // 2, rows)):
-            table.dense(kernel, case, i % 3, wide=i % 5 == 4)
+            table.dense(kernel, case, i % 3, i % 5 == 4, FORMS[i % 7])
     return table
 
 
@@ -90,10 +90,11 @@ def dsp_table(count: int) -> Table:
     for e, effort in enumerate(EFFORTS):
         for i in range(e, count + e):
             fixes = (0, 1, 2, 5)[i % 4]
-            table.conv(f"conv2d_s8_dsp{effort}", conv_cases(1, i)[0], fixes, wide=i % 7 == 6)
-            table.conv(f"depthwise_s8_dsp{effort}", depthwise_cases(1, i)[0], fixes)
+            form = FORMS[(i + i // 7 + 1) % 7]
+            table.conv(f"conv2d_s8_dsp{effort}", conv_cases(1, i)[0], fixes, i % 7 == 6, form)
+            table.conv(f"depthwise_s8_dsp{effort}", depthwise_cases(1, i)[0], fixes, form=form)
         for i, case in enumerate((*dense_cases(count // 2), *dense_cases(count // 4, 2))):
-            table.dense(f"dense_s8_dsp{effort}", case, i % 3, wide=i % 5 == 4)
+            table.dense(f"dense_s8_dsp{effort}", case, i % 3, i % 5 == 4, FORMS[(i + e) % 7])
     return table
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dsp_kernels import Conv
-from kernel_table import PROOF, DenseCase, Table
+from kernel_table import FORMS, PROOF, DenseCase, Table
 from test_kernel_table import PADS, common
 
 from tinyq.ir import DType, Node, QuantParams, TensorType, Value
@@ -133,11 +133,11 @@ def test_cortex_m55(tmp_path: Path) -> None:
             pytest.skip(f"{tool} is not installed")
     table = MveTable()
     for i, case in enumerate(conv_cases()):
-        table.conv(f"conv2d_s8_mve{SUFFIXES[i // 3 % 2]}", case, i % 3)
+        table.conv(f"conv2d_s8_mve{SUFFIXES[i // 3 % 2]}", case, i % 3, form=FORMS[i % 7])
     for i, case in enumerate(depthwise_cases()):
-        table.conv("depthwise_s8_mve", case, i % 3)
+        table.conv("depthwise_s8_mve", case, i % 3, form=FORMS[(i + i // 7) % 7])
     for i, dense in enumerate(dense_cases()):
-        table.dense(f"dense_s8_mve{SUFFIXES[i // 2 % 2]}", dense, i % 3)
+        table.dense(f"dense_s8_mve{SUFFIXES[i // 2 % 2]}", dense, i % 3, form=FORMS[i % 7])
     for i, channels in enumerate(CHANNELS):
         table.add(channels + 1, i)
         table.pool(channels, ((2, 2), (3, 3), (1, 1), (4, 9), (25, 5))[i % 5], i)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tinyq.quant import (
     FIX_LIMIT,
     Fix,
+    FixedPointLinear,
     OrtLinear,
     Requant,
     RequantProof,
+    Rounding,
     Staircase,
     apply,
     build_staircase,
@@ -30,7 +32,6 @@ INT32 = 2**31
 def formula(requant: Requant, channel: int, acc: int) -> int:
     """One output in Python integers, written from the contract; asserts that int32 is enough."""
     post = requant.post_shift
-    post = post if isinstance(post, int) else int(post[channel])
     shifted = acc << requant.pre_shift
     assert -INT32 <= shifted < INT32
     total = ((shifted * int(requant.multiplier[channel])) >> 32) + int(requant.addend[channel])
@@ -70,7 +71,6 @@ def test_every_accumulator(scale: float, bounds: tuple[int, int]) -> None:
     oracle = linear(scales, [0, 77, -1234, 30000], zero_point=-7)
     stair, requant = solve(oracle, *bounds)
     assert requant.exact
-    assert requant.uniform_shift
     every_output_equals(oracle, requant, *bounds)
     assert prove(requant, stair) == requant.proof
     for acc in np.linspace(bounds[0], bounds[1], 9).astype(int).tolist():
@@ -229,15 +229,73 @@ def test_int32_limits() -> None:
         solve(linear(1e-6), 0, 2**31)
 
 
-def test_scales_far_apart_get_their_own_shifts() -> None:
+def guarded(oracle: OrtLinear, lo, hi) -> tuple[Staircase, Requant]:
+    """With the oracle at hand; the proof is made again."""
+    shape = oracle.scale.shape
+    lo, hi = (np.broadcast_to(np.int64(v), shape).copy() for v in (lo, hi))
+    stair = build_staircase(oracle, lo, hi, oracle.qmin, oracle.qmax)
+    requant = synthesize(stair, oracle.scale.astype(np.float64), oracle=oracle)
+    assert prove(requant, stair) == requant.proof
+    assert requant.exact
+    return stair, requant
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-7])
+def test_sums_beyond_float32_get_a_guard(scale: float) -> None:
+    """Above 2^24 float32 skips accumulators, so that steps lie off every line."""
+    oracle = linear(np.float32(scale) * np.float32([1, 0.83]), [77, 10**8], zero_point=-7)
+    stair, requant = guarded(oracle, -(10**9), 10**9)
+    assert requant.guard is not None
+    assert requant.proof.guarded < stair.reachable / 100
+    near = np.unique(stair.thresholds[:, :, None] + np.arange(-80, 80))
+    near = near[np.abs(near) <= 10**9]
+    grid = np.broadcast_to(near, (2, len(near)))
+    assert np.array_equal(apply(requant, grid.T).T, oracle(grid))
+    bare = dataclasses.replace(requant, guard=None)
+    assert not np.array_equal(apply(bare, grid.T).T, oracle(grid))
+
+
+@pytest.mark.parametrize("rounding", [Rounding.ONCE, Rounding.TWICE])
+def test_two_roundings_get_a_guard(rounding: Rounding) -> None:
+    """Half up, then half away from zero: no line has the steps of both signs."""
+    scales, nothing = np.array([0.0031, 0.125]), np.zeros(2, np.int64)
+    oracle = FixedPointLinear.of_scales(scales, nothing, np.array([70, -9]), 5, rounding)
+    low, high = np.full(2, -60000), np.full(2, 60000)
+    stair = build_staircase(oracle, low, high, -128, 127)
+    requant = synthesize(stair, scales, oracle=oracle)
+    assert prove(requant, stair) == requant.proof
+    assert (requant.guard is not None) == (rounding is Rounding.TWICE)
+    every = np.repeat(np.arange(-60000, 60001)[None, :], 2, axis=0)
+    assert np.array_equal(apply(requant, every.T).T, oracle(every))
+
+
+def test_scales_far_apart_get_a_guard() -> None:
     oracle = linear([2.0, 1.3e-7], [0, 5000])
-    stair, shared = solve(oracle, [-60, -(10**9)], [60, 10**9], uniform_shift=True)
-    _, own = solve(oracle, [-60, -(10**9)], [60, 10**9])
-    assert shared.uniform_shift
-    assert own.proof.mismatches <= shared.proof.mismatches
-    assert own.uniform_shift == (shared.proof.mismatches <= FEW_FIXES)
-    prove(own, stair)
-    prove(shared, stair)
+    _, requant = guarded(oracle, [-60, -(10**9)], [60, 10**9])
+    assert requant.guard is not None
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    exponents=st.lists(st.floats(-7, 1), min_size=1, max_size=4),
+    zero_point=st.integers(-128, 127),
+    bias=st.integers(-200000, 200000),
+    width=st.integers(1, 30000),
+)
+def test_an_oracle_at_hand_makes_everything_exact(exponents, zero_point, bias, width) -> None:
+    oracle = linear(np.power(10.0, exponents), bias, zero_point)
+    _, requant = guarded(oracle, -width, width)
+    every_output_equals(oracle, requant, -width, width)
+
+
+def test_proof_refuses_a_guard_that_ends_too_early() -> None:
+    stair, requant = guarded(linear(1e-7 * np.arange(1, 9)), -(10**9), 10**9)
+    assert requant.guard is not None
+    shifted = dataclasses.replace(requant, addend=requant.addend - (1 << requant.post_shift - 9))
+    with pytest.raises(ValueError, match="not what it says"):
+        prove(shifted, stair)
+    with pytest.raises(ValueError, match="guard"):
+        dataclasses.replace(requant, ties="even")
 
 
 def test_wider_outputs() -> None:

@@ -25,6 +25,7 @@ _SUB_SP = re.compile(r"^sp(?:, sp)?, #(\d+)")
 _PUSH_BY_STORE = re.compile(r"\[sp, #-(\d+)\]!")
 _NO_ALIASES: Mapping[str, int] = MappingProxyType({})
 _PADDING = ("nop", "nop.w", "udf")
+_LEAVING = ("b", "bx", "pop", "ldmia", "add", "addw")
 
 
 class UnboundedStackError(ValueError):
@@ -78,10 +79,13 @@ def read_callgraph(
     graph = CallGraph()
     for path in sorted(ci_files):
         _read_ci(path.read_text(encoding="utf-8"), graph)
+    titles = {_symbol(name): name for name in graph.frames}
     for name in graph.frames:
-        body = functions.get(name.rsplit(":", 1)[-1], [])
-        # Inline assembly may push too, of which the compiler's figure knows nothing.
-        graph.frames[name] = max(graph.frames[name], frame_and_calls(name, body)[0])
+        # Inline assembly may push and call too, of which the compiler knows nothing.
+        frame, calls = frame_and_calls(_symbol(name), functions.get(_symbol(name), []))
+        graph.frames[name] = max(graph.frames[name], frame)
+        unknown = calls - {_symbol(callee) for callee in graph.calls[name]}
+        graph.calls[name] |= {titles.get(callee, callee) for callee in unknown}
     _follow(graph, functions, aliases)
     return graph
 
@@ -154,15 +158,31 @@ def _leaves(body: list[Instruction]) -> bool:
     return base in ("bx", "b") or (base in ("pop", "ldmia", "ldr") and "pc" in last.operands)
 
 
+def _symbol(title: str) -> str:
+    return title.rsplit(":", 1)[-1]
+
+
 def frame_and_calls(name: str, body: list[Instruction]) -> tuple[int, set[str]]:
-    """Frame and callees of a library routine: the sum of all that it pushes is a safe bound."""
-    frame = 0
+    """Frame and callees of a library routine: the sum of all that it pushes is a safe bound.
+
+    Left out is what is popped again at once, as inline assembly does around a call: the last push,
+    by its own registers, and then the code goes on.
+    """
+    frame = passing = 0
+    last = ""
     calls: set[str] = set()
-    for instruction in body:
+    for instruction, after in itertools.pairwise([*body, Instruction(0, "", "")]):
         mnemonic, operands = instruction.mnemonic, instruction.operands
         base = mnemonic.split(".")[0]
         if base == "push" or (base == "stmdb" and operands.startswith("sp!")):
             frame += 4 * _register_count(operands)
+            last = operands
+        elif (base == "pop" or (base == "ldmia" and operands.startswith("sp!"))) and (
+            operands == last and after.mnemonic.split(".")[0] not in ("", *_LEAVING)
+        ):
+            passing = max(passing, frame)
+            frame -= 4 * _register_count(operands)
+            last = ""
         elif base == "vpush":
             frame += 8 * _register_count(operands)
         elif moved := _PUSH_BY_STORE.search(operands):
@@ -175,7 +195,7 @@ def frame_and_calls(name: str, body: list[Instruction]) -> tuple[int, set[str]]:
             target = _TARGET.search(operands)
             if target and target[1] != name and "+" not in operands.split("<")[-1]:
                 calls.add(target[1])
-    return frame, calls
+    return max(frame, passing), calls
 
 
 def _register_count(operands: str) -> int:

@@ -72,7 +72,7 @@ def generate(
         _layer(layer, function, constants, memory_plan)
         for layer, function, constants in zip(schedule.layers, called, arguments, strict=True)
     ]
-    kernel_headers = sorted({h for layer in schedule.layers for h in layer.call.includes})
+    kernel_headers = sorted({h for layer in schedule.layers for h in layer.call.headers})
     manifest = build_manifest(schedule, memory_plan, name, options, called, pool.bytes)
     libraries = options.libraries if library_layers(schedule) else ()
     common = {

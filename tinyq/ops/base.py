@@ -27,12 +27,14 @@ class PackedConstant:
 
     ``suffix`` names it within the layer (``weights``). ``c_type`` is the C element type; for a
     struct type the last axis of ``array`` holds the members in order. ``alignment`` in bytes.
+    ``headers`` declare what reads it.
     """
 
     suffix: str
     array: AnyArray
     c_type: str
     alignment: int = 4
+    headers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class KernelCall:
     cores: tuple[InnerFunction, ...] = ()
     multiplies: bool = True
     encoding: str = ""
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """The ``includes``, and what the constants need."""
+        return (*self.includes, *(h for constant in self.constants for h in constant.headers))
 
     @property
     def constant_bytes(self) -> int:

@@ -21,9 +21,9 @@ class Conv2dS8Dsp(Kernel):
         self.name = f"conv2d_s8_dsp{effort.suffix}"  # type: ignore[misc]
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses ties, different shifts, and sizes beyond the reach of the instructions."""
+        """Refuses sizes beyond the reach of the instructions."""
         requant, p = linear.requant_of(node), conv2d_params(node)
-        refusal = dsp.refuses(core, requant)
+        refusal = dsp.refuses(core)
         if refusal:
             return refusal
         weights = dsp.weights_of(node).reshape(p.out_c, -1)

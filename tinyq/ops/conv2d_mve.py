@@ -20,9 +20,9 @@ class Conv2dS8Mve(Kernel):
         self.name = f"conv2d_s8_mve{suffix}"  # type: ignore[misc]
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses groups, ties, different shifts and weights of 16 bits."""
+        """Refuses groups and weights of 16 bits."""
         requant, p = linear.requant_of(node), conv2d_params(node)
-        refusal = mve.refuses(core, node, requant)
+        refusal = mve.refuses(core, node)
         if refusal:
             return refusal
         if p.groups != 1:
@@ -41,9 +41,9 @@ class DenseS8Mve(Kernel):
         self.name = f"dense_s8_mve{suffix}"  # type: ignore[misc]
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses ties, different shifts and weights of 16 bits."""
+        """Refuses weights of 16 bits."""
         requant, p = linear.requant_of(node), dense_params(node)
-        refusal = mve.refuses(core, node, requant)
+        refusal = mve.refuses(core, node)
         if refusal:
             return refusal
         weights = mve.weights_of(node)

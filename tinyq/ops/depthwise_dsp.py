@@ -15,6 +15,7 @@ from tinyq.ops.dsp import Effort
 from tinyq.ops.dsp_params import (
     ColumnsParams,
     DepthwiseParams,
+    EpilogueParams,
     Plane3x3Params,
     PlaneParams,
     Stride2Params,
@@ -35,9 +36,9 @@ class DepthwiseS8Dsp(Kernel):
         self.name = f"depthwise_s8_dsp{effort.suffix}"  # type: ignore[misc]
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses what is no depthwise convolution of int8 weights; ties; different shifts."""
+        """Refuses what is no depthwise convolution of int8 weights."""
         requant, p = linear.requant_of(node), conv2d_params(node)
-        refusal = dsp.refuses(core, requant)
+        refusal = dsp.refuses(core)
         if refusal:
             return refusal
         if p.groups != p.in_c:
@@ -94,7 +95,8 @@ class _Task:
         return DepthwiseParams(
             variant=variant, h=g.h, w=g.w, c=g.c, oh=g.oh, ow=g.ow, multiplier=self.multiplier,
             kh=g.kh, kw=g.kw, sh=g.sh, sw=g.sw, dh=g.dh, dw=g.dw, pt=g.pt, pl=g.pl,
-            in_zp=g.in_zp, fixes=dsp.corrections_of(self.requant), **dsp.shifts_of(self.requant),
+            in_zp=g.in_zp, fixes=dsp.corrections_of(self.requant),
+            **EpilogueParams.of(self.requant),
         )  # fmt: skip
 
 
@@ -120,7 +122,7 @@ def _stride2(task: _Task) -> KernelCall | None:
     unroll = min(task.effort.outputs, 2)
     params = Stride2Params(
         h=g.h, w=g.w, c=g.c, oh=g.oh, ow=g.ow, pt=g.pt, pl=g.pl, in_zp=g.in_zp, unroll=unroll,
-        fixes=fixes, in_place=bool(fixes), **dsp.shifts_of(task.requant),
+        fixes=fixes, in_place=bool(fixes), **EpilogueParams.of(task.requant),
     )  # fmt: skip
     cost = dsp_cost.depthwise3x3s2_cost((g.oh, g.ow), g.c, unroll, end)
     corrected = len({fix.channel for fix in fixes})
@@ -145,7 +147,12 @@ def _plane3x3(task: _Task) -> KernelCall | None:
         return None
     unroll = dsp.largest_unroll(g.ow // 2, task.effort.outputs)
     params = Plane3x3Params(
-        oh=g.oh, ow=g.ow, o=g.o, paired=task.paired, unroll=unroll, **dsp.shifts_of(task.requant)
+        oh=g.oh,
+        ow=g.ow,
+        o=g.o,
+        paired=task.paired,
+        unroll=unroll,
+        **EpilogueParams.of(task.requant),
     )
     core = InnerFunction("core", "plane3x3_s8_dsp", "ops/plane3x3_s8_dsp.c.j2", params)
     end = dsp.epilogue_of(task.requant)
@@ -171,7 +178,7 @@ def _plane(task: _Task) -> KernelCall | None:
         return None
     params = PlaneParams(
         oh=g.oh, ow=g.ow, o=g.o, kh=g.kh, kw=g.kw, sh=g.sh, sw=g.sw, dh=g.dh, pw=pw,
-        **dsp.shifts_of(task.requant),
+        **EpilogueParams.of(task.requant),
     )  # fmt: skip
     end = dsp.epilogue_of(task.requant)
     return task.call(

@@ -9,10 +9,11 @@ import numpy as np
 
 from tinyq.ir import AnyArray, Node
 from tinyq.ops import dsp, linear, mve
-from tinyq.ops.base import Kernel, KernelCall, NamedParams, PackedConstant, Refusal
+from tinyq.ops.base import Kernel, KernelCall, PackedConstant, Refusal
 from tinyq.ops.conv2d import conv2d_params
 from tinyq.ops.conv2d_dsp import geometry_of
-from tinyq.ops.dsp_params import ColumnsParams, Corrections
+from tinyq.ops.dsp_params import ColumnsParams, Corrections, EpilogueParams
+from tinyq.ops.guards import guard_headers
 from tinyq.ops.mve import LANES
 from tinyq.ops.packing import Int8
 from tinyq.quant import Requant, raw_levels
@@ -29,7 +30,7 @@ _ORDER = np.array([0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15])
 
 
 @dataclass(frozen=True)
-class DepthwiseMveParams(NamedParams):
+class DepthwiseMveParams(EpilogueParams):
     """``ops/depthwise_s8_mve.c.j2``; sizes in elements, ``row`` and ``span`` are the ring's."""
 
     h: int
@@ -52,10 +53,6 @@ class DepthwiseMveParams(NamedParams):
     flat: bool
     narrow_levels: bool
     fixes: Corrections
-    pre_shift: int
-    post_shift: int
-    qmin: int
-    qmax: int
 
 
 class DepthwiseS8Mve(Kernel):
@@ -64,9 +61,9 @@ class DepthwiseS8Mve(Kernel):
     name: ClassVar[str] = "depthwise_s8_mve"
 
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
-        """Refuses what is not depthwise, several outputs a channel, ties, different shifts."""
+        """Refuses what is not depthwise, and several outputs a channel."""
         requant, p = linear.requant_of(node), conv2d_params(node)
-        refusal = mve.refuses(core, node, requant)
+        refusal = mve.refuses(core, node)
         if refusal:
             return refusal
         if p.groups != p.in_c or p.out_c != p.in_c:
@@ -99,7 +96,7 @@ def _call(name: str, g: ColumnsParams, weights: Int8, requant: Requant) -> Kerne
         dw=g.dw, pt=g.pt, pl=g.pl, in_zp=g.in_zp, row=max(needed, g.pl + g.w) * g.c, span=span,
         groups=exact_groups(by_tap), flat=flat, narrow_levels=_fit_16_bits(by_tap, requant),
         fixes=dsp.corrections_of(requant),
-        **dsp.shifts_of(requant),
+        **EpilogueParams.of(requant),
     )  # fmt: skip
     distance = overlap_of(g)
     return KernelCall(
@@ -108,7 +105,12 @@ def _call(name: str, g: ColumnsParams, weights: Int8, requant: Requant) -> Kerne
         params,
         (
             PackedConstant("weights", _weights(by_tap), "int8_t", LANES),
-            PackedConstant("requant", _requant(requant), "int32_t"),
+            PackedConstant(
+                "requant",
+                np.concatenate([_requant(requant), mve.rule_constants(requant)]),
+                "int32_t",
+                headers=guard_headers(requant),
+            ),
         ),
         scratch_bytes=span * params.row + LANES,
         instructions=_cost(params),
@@ -135,10 +137,10 @@ def exact_groups(weights: Int8) -> tuple[int, ...]:
 
 
 def _fit_16_bits(by_tap: Int8, requant: Requant) -> bool:
-    """Whether every output fits int16 before the clamp, whatever the input."""
+    """Whether every output, or the one below, fits int16 before the clamp, whatever the input."""
     largest = 128 * np.abs(by_tap.astype(np.int64)).sum(axis=1)
     low, high = raw_levels(requant, -largest), raw_levels(requant, largest)
-    return bool(low.min() >= -(2**15) and high.max() < 2**15)
+    return bool(low.min() > -(2**15) and high.max() < 2**15)
 
 
 def overlap_of(g: ColumnsParams) -> int:
@@ -166,6 +168,8 @@ def _weights(by_tap: Int8) -> AnyArray:
 def _requant(requant: Requant) -> AnyArray:
     pairs = np.stack([requant.multiplier, requant.addend], axis=1).astype(np.int32)
     lanes = _repeated(pairs)[:, _ORDER].reshape(-1, 4, 4, 2)
+    absent = lanes[..., 0] == 0
+    lanes[absent, 1] = 1 << requant.post_shift >> 1  # never near a step
     return np.ascontiguousarray(lanes.transpose(0, 1, 3, 2)).reshape(-1)
 
 
@@ -175,7 +179,8 @@ def _cost(p: DepthwiseMveParams) -> int:
     sums = 7 * taps - 3 * len(p.groups) + 8 * len(p.groups) - 4 + far
     narrow = 0 if p.narrow_levels and 1 <= p.post_shift <= 16 else 4
     tail = 6 if (p.ow * p.c if p.flat else p.c) % LANES else 0
-    block = sums + 29 + 4 * (p.pre_shift > 0) + narrow + tail + p.kh
+    form = 20 if p.guard else 0 if p.ties == "up" else 12
+    block = sums + 29 + form + 4 * (p.pre_shift > 0) + narrow + tail + p.kh
     per_row = mve.steps_of(p.ow * p.c) if p.flat else p.ow * mve.steps_of(p.c)
     pixels = 0 if p.flat else p.ow * (p.kh + 5)
     rows = p.oh * (30 + 8 * p.kh + p.sh * (12 + 5 * p.w * p.c // LANES))

@@ -1,9 +1,8 @@
-"""What the kernels for the DSP extension share: refusals, shifts, corrections, unrolling."""
+"""What the kernels for the DSP extension share: refusals, corrections, unrolling."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from tinyq.ir import Node
 from tinyq.ops.base import PackedConstant, Refusal
 from tinyq.ops.dsp_cost import Epilogue
 from tinyq.ops.dsp_params import Correction, Corrections
+from tinyq.ops.guards import guard_cost
 from tinyq.ops.packing import Int8, MatmulMode, Weights, allows_mixed
 from tinyq.quant import Requant, raw_levels
 from tinyq.target import Core
@@ -19,15 +19,6 @@ INCLUDES = ("tinyq_dsp.h",)
 
 _SHORT_COLUMN = 12
 """Columns up to this length multiply faster by int16 weights, at little cost of flash."""
-
-
-class Shifts(TypedDict):
-    """The scalars of a requantization by the names of the templates."""
-
-    pre_shift: int
-    post_shift: int
-    qmin: int
-    qmax: int
 
 
 @dataclass(frozen=True)
@@ -45,31 +36,16 @@ COMPACT = Effort("_compact", 1, 1)
 EFFORTS = (FAST, SHORT, COMPACT)
 
 
-def refuses(core: Core, requant: Requant) -> Refusal:
+def refuses(core: Core) -> Refusal:
     """Why no kernel of this kind can serve, or an empty text."""
-    if not core.dsp:
-        return "the core has no DSP extension"
-    if not requant.uniform_shift:
-        return "the channels have different shifts"
-    if requant.ties != "up":
-        return f"exact halves go to {requant.ties} outputs"
-    return ""
-
-
-def shifts_of(requant: Requant) -> Shifts:
-    """Scalars of a requantization that is not refused."""
-    assert isinstance(requant.post_shift, int)
-    return Shifts(
-        pre_shift=requant.pre_shift,
-        post_shift=requant.post_shift,
-        qmin=requant.qmin,
-        qmax=requant.qmax,
-    )
+    return "" if core.dsp else "the core has no DSP extension"
 
 
 def epilogue_of(requant: Requant) -> Epilogue:
-    """The same for the cost model."""
-    return Epilogue(requant.pre_shift, requant.qmin, requant.qmax)
+    """What follows a sum, for the cost model."""
+    limits = (requant.qmin, requant.qmax)
+    guard = 0 if requant.guard is None else 2 + round(guard_cost(requant))
+    return Epilogue(requant.pre_shift, *limits, requant.ties, guard)
 
 
 def corrections_of(requant: Requant) -> Corrections:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinyq.ops.packing import MatmulMode
+from tinyq.quant import Ties
 
+_TIES: dict[Ties, int] = {"up": 0, "even": 2, "odd": 3}
 _PAIR_STEP = {"plain": 19, "mixed": 17, "wide": 16}
 _PAIRED_STEP = {"plain": 19, "mixed": 22, "wide": 22}
 _SINGLE_STEP = {"plain": 11, "mixed": 11, "wide": 9}
@@ -23,16 +25,24 @@ _LANES_STEP: dict[MatmulMode, dict[int, int]] = {
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows a sum: shifts and clamps beyond [-128, 127]."""
+    """What follows a sum: shift, clamps beyond [-128, 127], ties, what a guard takes an output."""
 
     pre_shift: int = 0
     qmin: int = -128
     qmax: int = 127
+    ties: Ties = "up"
+    guard: int = 0
 
     @property
     def finish(self) -> int:
-        """Multiply, saturate, store, and a clamp of three for each end that needs one."""
-        return 3 + 3 * (self.qmin > -128) + 3 * (self.qmax < 127)
+        """Multiply, saturate, store, ties or guard, and a clamp of three for each end in need."""
+        clamps = 3 * (self.qmin > -128) + 3 * (self.qmax < 127)
+        return 3 + clamps + _TIES[self.ties] + self.guard
+
+    @property
+    def spoils(self) -> int:
+        """1 where a register has to be restored behind it."""
+        return int(self.ties != "up" or self.guard > 0)
 
     def prepare(self, odd_channel: bool, mode: MatmulMode) -> int:
         """Before the multiplication: the shift, and for a mixed odd channel its separation."""
@@ -50,7 +60,7 @@ def matmul_cost(
     both = end.prepare(False, mode) + end.prepare(True, mode) + 2 * end.finish
     step = (_PAIRED_STEP if paired else _PAIR_STEP)[mode]
     moves = 2 * (steps // unroll) if paired and mode != "plain" else 0
-    pair = steps * step + moves + (6 + 3 * turns if turns else 0) + 3 * both + 7
+    pair = steps * step + moves + (6 + 3 * turns if turns else 0) + 3 * both + 7 + end.spoils
     single = steps * _SINGLE_STEP[mode] + (3 + 3 * turns if turns else 0) + 2
     single += 3 * (end.prepare(False, "plain") + end.finish)
     return 17 + channels // 2 * pair + channels % 2 * single
@@ -187,7 +197,8 @@ def depthwise3x3s2_cost(out_hw: tuple[int, int], channels: int, unroll: int, end
 
 def _finish_bytes(end: Epilogue) -> int:
     """One output: shift, multiply, saturate, store, clamps (a compare, IT and move of 8 bytes)."""
-    return 12 + 4 * (end.pre_shift > 0) + 8 * (end.qmin > -128) + 8 * (end.qmax < 127)
+    form = 4 * _TIES[end.ties] + 30 * (end.guard > 0)
+    return 12 + form + 4 * (end.pre_shift > 0) + 8 * (end.qmin > -128) + 8 * (end.qmax < 127)
 
 
 def matmul_bytes(

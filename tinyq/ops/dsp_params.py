@@ -7,9 +7,12 @@ top; the constants of each kernel are the packed weights and ``tinyq_requant_t``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tinyq.ops.base import NamedParams
+from tinyq.ops.guards import GuardParams, guard_params
 from tinyq.ops.params import Conv2dParams
+from tinyq.quant import Requant, Ties
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,29 @@ class Correction:
 Corrections = tuple[Correction, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EpilogueParams(NamedParams):
+    """What ends every sum (``ops/dsp_epilogue.j2``), as in tinyq.ops.params.RequantParams."""
+
+    pre_shift: int
+    post_shift: int
+    qmin: int
+    qmax: int
+    ties: Ties = "up"
+    guard: GuardParams | None = None
+
+    @classmethod
+    def of(cls, requant: Requant) -> dict[str, Any]:
+        """The fields of this class."""
+        return {
+            "pre_shift": requant.pre_shift, "post_shift": requant.post_shift,
+            "qmin": requant.qmin, "qmax": requant.qmax,
+            "ties": requant.ties, "guard": guard_params(requant),
+        }  # fmt: skip
+
+
 @dataclass(frozen=True)
-class ProductParams(NamedParams):
+class ProductParams(EpilogueParams):
     """``ops/matmul_s8_dsp.c.j2``: three columns of ``k4`` by ``o`` channels; rows of y lie
     ``y_stride`` bytes apart. ``unroll`` steps of four are one turn of the loop.
     ``paired``: loads stand beside multiplications, for a core that issues two instructions a cycle.
@@ -38,14 +62,10 @@ class ProductParams(NamedParams):
     y_stride: int
     mode: str
     unroll: int
-    pre_shift: int
-    post_shift: int
-    qmin: int
-    qmax: int
 
 
 @dataclass(frozen=True)
-class VectorParams(NamedParams):
+class VectorParams(EpilogueParams):
     """``ops/matvec_s8_dsp.c.j2``: one column of ``k4`` by ``o`` channels; ``direct``: int8."""
 
     k4: int
@@ -53,10 +73,6 @@ class VectorParams(NamedParams):
     mode: str
     unroll: int
     direct: bool
-    pre_shift: int
-    post_shift: int
-    qmin: int
-    qmax: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,7 @@ class WideColumnsParams:
 
 
 @dataclass(frozen=True)
-class Plane3x3Params(NamedParams):
+class Plane3x3Params(EpilogueParams):
     """``ops/plane3x3_s8_dsp.c.j2``: one channel; ``unroll`` pairs of outputs are one turn.
     ``paired`` as in :class:`ProductParams`.
     """
@@ -124,14 +140,10 @@ class Plane3x3Params(NamedParams):
     paired: bool
     o: int
     unroll: int
-    pre_shift: int
-    post_shift: int
-    qmin: int
-    qmax: int
 
 
 @dataclass(frozen=True)
-class PlaneParams(NamedParams):
+class PlaneParams(EpilogueParams):
     """``ops/plane_s8_dsp.c.j2``: one channel; ``pw`` halfwords are a row of the plane."""
 
     oh: int
@@ -143,14 +155,10 @@ class PlaneParams(NamedParams):
     sw: int
     dh: int
     pw: int
-    pre_shift: int
-    post_shift: int
-    qmin: int
-    qmax: int
 
 
 @dataclass(frozen=True)
-class DepthwiseParams(NamedParams):
+class DepthwiseParams(EpilogueParams):
     """``ops/depthwise_s8_dsp.c.j2`` (variable ``core``: one channel, except for ``planar``)."""
 
     variant: str
@@ -170,14 +178,10 @@ class DepthwiseParams(NamedParams):
     pl: int
     in_zp: int
     fixes: Corrections
-    pre_shift: int
-    post_shift: int
-    qmin: int
-    qmax: int
 
 
 @dataclass(frozen=True)
-class Stride2Params(NamedParams):
+class Stride2Params(EpilogueParams):
     """``ops/depthwise3x3s2_s8_dsp.c.j2``; ``unroll`` outputs are one turn."""
 
     h: int
@@ -191,7 +195,3 @@ class Stride2Params(NamedParams):
     unroll: int
     fixes: Corrections
     in_place: bool
-    pre_shift: int
-    post_shift: int
-    qmin: int
-    qmax: int

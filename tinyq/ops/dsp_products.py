@@ -9,7 +9,13 @@ import numpy as np
 from tinyq.ops import dsp, dsp_cost, linear
 from tinyq.ops.base import InnerFunction, KernelCall, Refusal
 from tinyq.ops.dsp import Effort
-from tinyq.ops.dsp_params import ColumnsParams, ProductParams, VectorDenseParams, VectorParams
+from tinyq.ops.dsp_params import (
+    ColumnsParams,
+    EpilogueParams,
+    ProductParams,
+    VectorDenseParams,
+    VectorParams,
+)
 from tinyq.ops.packing import (
     PIXELS_PER_BLOCK,
     MatmulMode,
@@ -59,7 +65,7 @@ def columns_call(
     params = replace(g, group_bytes=packed[0].size, fixes=dsp.corrections_of(requant))
     core = ProductParams(
         k4=k4, o=group_out, paired=paired, y_stride=g.o, mode=mode, unroll=unroll,
-        **dsp.shifts_of(requant),
+        **EpilogueParams.of(requant),
     )  # fmt: skip
     pixels = g.oh * g.ow
     shape = _shape_of(g)
@@ -97,7 +103,7 @@ def vector_call(
     direct = inputs > _LONGEST_EXPANDED and inputs % 4 == 0
     params = VectorDenseParams(inputs, direct, dsp.corrections_of(requant))
     core = VectorParams(
-        k4=k4, o=channels, mode=mode, unroll=unroll, direct=direct, **dsp.shifts_of(requant)
+        k4=k4, o=channels, mode=mode, unroll=unroll, direct=direct, **EpilogueParams.of(requant)
     )
     end = dsp.epilogue_of(requant)
     return KernelCall(

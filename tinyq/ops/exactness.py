@@ -26,8 +26,9 @@ class Exactness:
     ``samples`` (nothing is proved, verification on samples decides). With int16 tensors ``codes``
     (all 65,536 inputs) or ``float32``: the oracle computes in float32, here the real result is
     rounded once, so that it may be off by one where that lies within float32's error of a half.
-    ``reachable`` counts what was examined, ``mismatches`` those that differ without ``fixes``,
-    ``max_abs`` by how much at most, ``differing`` those that differ with them.
+    ``reachable`` counts what was examined, ``mismatches`` those that differ without ``fixes`` and
+    guard, ``max_abs`` by how much at most, ``differing`` those that differ with them. ``guarded``
+    counts those near a step, which are left to the oracle's own rule.
     """
 
     basis: str
@@ -38,11 +39,12 @@ class Exactness:
     max_abs: int = 0
     fixes: int = 0
     ambiguous: int = 0
+    guarded: int = 0
 
     @property
     def differing(self) -> int:
         """Accumulators at which the result differs from the oracle's."""
-        return self.mismatches if not self.fixes else 0
+        return self.mismatches if not self.fixes and not self.guarded else 0
 
     @property
     def exact(self) -> bool:
@@ -56,7 +58,12 @@ def exactness_with_library(node: Node, use: LibraryUse) -> Exactness:
     if not use.examined:
         return found
     return replace(
-        found, reachable=use.examined, mismatches=use.differing, max_abs=use.largest, fixes=0
+        found,
+        reachable=use.examined,
+        mismatches=use.differing,
+        max_abs=use.largest,
+        fixes=0,
+        guarded=0,
     )
 
 
@@ -89,6 +96,7 @@ def exactness_of(node: Node) -> Exactness:
         max(p.max_abs for p in proofs),
         0 if differing else fixes,
         int(getattr(attrs, "ambiguous", 0)),
+        0 if differing else sum(p.guarded for p in proofs),
     )
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tinyq.ir import AnyArray, InvalidGraphError, Node, Value
 from tinyq.ops.base import PackedConstant
+from tinyq.ops.guards import guard_headers, has_rule, rule_pairs
 from tinyq.ops.lowering import (
     ACTIVATION_HIGH,
     ACTIVATION_LOW,
@@ -46,9 +47,6 @@ LinearRequant = Requant | FixedPointLinear | WideRequant
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-
-FEW_FIXES = 32
-"""Corrections up to which a synthesised form is preferred to rounding twice literally."""
 
 _CLAMPS = frozenset({"Relu", "Clip"})
 _ACCUMULATOR_LIMIT = 2**31 - 1
@@ -362,20 +360,19 @@ def requantize(
 ) -> LinearRequant:
     """Synthesise the integer requantization over every accumulator that ``weights`` can reach.
 
-    A fixed-point oracle that rounds twice is its own requantization, where it must be or where no
-    other form equals it.
+    A fixed-point oracle that has to be computed literally is its own requantization.
     """
-    twice = isinstance(oracle, FixedPointLinear) and oracle.rounding is Rounding.TWICE
-    if isinstance(oracle, FixedPointLinear) and twice and (oracle.literal or oracle.is_bent):
+    if (
+        isinstance(oracle, FixedPointLinear)
+        and oracle.rounding is Rounding.TWICE
+        and oracle.literal
+    ):
         return oracle
     if isinstance(oracle, WideLinear):
         rows = weights.reshape(len(weights), -1)
         return oracle.requantization(*accumulator_bounds(rows, oracle.x_low, oracle.x_high))
-    found = synthesize(*_staircase(weights, oracle, scale))
-    plain = found.ties == "up" and found.uniform_shift and len(found.fixes) <= FEW_FIXES
-    if isinstance(oracle, FixedPointLinear) and twice and not (found.exact and plain):
-        return oracle
-    return found
+    stair, hint = _staircase(weights, oracle, scale)
+    return synthesize(stair, hint, oracle=oracle if has_rule(oracle, stair) else None)
 
 
 def _staircase(
@@ -460,9 +457,10 @@ def requant_of(node: Node) -> Requant:
 
 
 def requant_constants(requant: LinearRequant) -> tuple[PackedConstant, ...]:
-    """Multiplier and addend of every channel, interleaved; then the shifts where they differ.
+    """Multiplier and addend of every channel, interleaved, then what the rule of a guard needs.
 
-    Of int16 layers two arrays: the addends are int64.
+    Rounded twice, with the shifts of every channel; of int16 layers two arrays: the addends are
+    int64.
     """
     if isinstance(requant, WideRequant):
         return (
@@ -478,11 +476,9 @@ def requant_constants(requant: LinearRequant) -> tuple[PackedConstant, ...]:
             PackedConstant("shifts", signed, "uint8_t"),
         )
     pairs = np.stack([requant.multiplier, requant.addend], axis=1).astype(np.int32)
-    constants = (PackedConstant("requant", pairs, "tinyq_requant_t"),)
-    if isinstance(requant.post_shift, int):
-        return constants
-    shifts = requant.post_shift.astype(np.uint8)
-    return (*constants, PackedConstant("shifts", shifts, "uint8_t"))
+    entries = np.concatenate([pairs, *rule_pairs(requant)])
+    headers = guard_headers(requant)
+    return (PackedConstant("requant", entries, "tinyq_requant_t", headers=headers),)
 
 
 def describe(requant: LinearRequant | None) -> str:
@@ -494,8 +490,9 @@ def describe(requant: LinearRequant | None) -> str:
     if isinstance(requant, WideRequant):
         limits = f"range=[{requant.qmin}, {requant.qmax}]"
         return f"requant=(wide shift={requant.shift} {limits} deviation={requant.deviation:.2g})"
-    post = requant.post_shift if isinstance(requant.post_shift, int) else "per-channel"
+    guard = f" guard={requant.guard.bits}" if requant.guard else ""
     return (
-        f"requant=(pre={requant.pre_shift} post={post} range=[{requant.qmin}, {requant.qmax}] "
-        f"ties={requant.ties} fixes={len(requant.fixes)} exact={requant.exact})"
+        f"requant=(pre={requant.pre_shift} post={requant.post_shift} "
+        f"range=[{requant.qmin}, {requant.qmax}] ties={requant.ties} fixes={len(requant.fixes)}"
+        f"{guard} exact={requant.exact})"
     )

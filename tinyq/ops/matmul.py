@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tinyq.ir import AnyArray, DType, InvalidGraphError, Node, TensorType, Value
 from tinyq.ops import linear
 from tinyq.ops.base import Kernel, KernelCall, Operator, Refusal
+from tinyq.ops.guards import has_rule
 from tinyq.ops.lowering import WIDE_REMEDY, Emitter, Island
 from tinyq.ops.params import MatMulParams, RequantParams
 from tinyq.quant import OrtLinear, Requant, apply, build_staircase, synthesize
@@ -64,7 +65,8 @@ class MatMul(Operator):
         low: npt.NDArray[np.int64] = np.array([min(0, *ends) * depth])
         high: npt.NDArray[np.int64] = np.array([max(0, *ends) * depth])
         stair = build_staircase(a.oracle, low, high, a.oracle.qmin, a.oracle.qmax)
-        return replace(a, requant=synthesize(stair, np.array([a.scale])))
+        rule = a.oracle if has_rule(a.oracle, stair) else None
+        return replace(a, requant=synthesize(stair, np.array([a.scale]), oracle=rule))
 
     def macs(self, node: Node) -> int:
         """One a pair of row and column and inner index."""
@@ -121,10 +123,10 @@ class MatMulS8(Kernel):
         a, b = node.input(0).type.shape, node.input(1).type.shape
         params = MatMulParams(
             math.prod(a[:-2]), a[-2], a[-1], b[-1], attrs.a_zero_point, attrs.b_zero_point,
-            int(requant.multiplier[0]), int(requant.addend[0]), RequantParams.of(requant),
+            RequantParams.of(requant),
         )  # fmt: skip
         return KernelCall(
-            self.name, "ops/matmul_s8.c.j2", params,
+            self.name, "ops/matmul_s8.c.j2", params, linear.requant_constants(requant),
             instructions=10 * MatMul().macs(node), reason="portable",
         )  # fmt: skip
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyq.ir import Node
+from tinyq.ir import AnyArray, Node
 from tinyq.ops import dsp
 from tinyq.ops.base import InnerFunction, KernelCall, NamedParams, PackedConstant, Refusal
-from tinyq.ops.dsp_params import ColumnsParams, Corrections
+from tinyq.ops.dsp_params import ColumnsParams, Corrections, EpilogueParams
 from tinyq.ops.dsp_products import overlap_of
+from tinyq.ops.guards import guard_headers, rule_pairs
 from tinyq.ops.packing import Int8
 from tinyq.quant import Requant
 from tinyq.target import Core
@@ -24,17 +25,13 @@ UNROLLED = {"": 9, "_short": 2}
 
 
 @dataclass(frozen=True)
-class ProductParams(NamedParams):
+class ProductParams(EpilogueParams):
     """``ops/product_s8_mve.c.j2``: ``columns`` of 16 * ``steps`` values by ``o`` channels."""
 
     columns: int
     steps: int
     o: int
     unroll: int
-    pre_shift: int
-    post_shift: int
-    qmin: int
-    qmax: int
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,13 @@ class MveDenseParams(NamedParams):
     fixes: Corrections
 
 
-def refuses(core: Core, node: Node, requant: Requant) -> Refusal:
+def refuses(core: Core, node: Node) -> Refusal:
     """Why no Helium kernel of a linear operator can serve, or an empty text."""
     if not core.mve:
         return "the core has no Helium"
     if node.input(1).array.dtype != np.int8:
         return "weights of 16 bits"
-    return dsp.refuses(core, requant)
+    return ""
 
 
 def weights_of(node: Node) -> Int8:
@@ -84,12 +81,16 @@ def pack_weights(weights: Int8) -> Int8:
 
 
 def pack_requant(requant: Requant) -> PackedConstant:
-    """Four multipliers, then four addends of each block; pairs of the channels left over."""
+    """Four multipliers, then four addends of each block; pairs of the channels left over.
+
+    What the rule of a guard reads follows, pairs in the order of the channels.
+    """
     pairs = np.stack([requant.multiplier, requant.addend], axis=1).astype(np.int32)
     whole = len(pairs) // 4 * 4
     blocks = pairs[:whole].reshape(-1, 4, 2).transpose(0, 2, 1)
-    array = np.concatenate([blocks.reshape(-1), pairs[whole:].reshape(-1)])
-    return PackedConstant("requant", array, "int32_t")
+    own = np.concatenate([blocks.reshape(-1), pairs[whole:].reshape(-1)])
+    array = np.concatenate([own, rule_constants(requant)])
+    return PackedConstant("requant", array, "int32_t", headers=guard_headers(requant))
 
 
 def product_params(columns: int, weights: Int8, requant: Requant, suffix: str) -> ProductParams:
@@ -97,7 +98,12 @@ def product_params(columns: int, weights: Int8, requant: Requant, suffix: str) -
     channels, length = weights.shape
     steps = steps_of(length)
     unroll = dsp.largest_unroll(steps, UNROLLED[suffix])
-    return ProductParams(columns, steps, channels, unroll, **dsp.shifts_of(requant))
+    return ProductParams(columns, steps, channels, unroll, **EpilogueParams.of(requant))
+
+
+def rule_constants(requant: Requant) -> AnyArray:
+    """What the rule of a guard reads behind the requantization, int32."""
+    return np.concatenate([np.zeros(0, np.int32), *(p.ravel() for p in rule_pairs(requant))])
 
 
 def product_cost(p: ProductParams) -> int:
@@ -106,7 +112,8 @@ def product_cost(p: ProductParams) -> int:
     turns = 0 if p.unroll == p.steps else p.steps // p.unroll
     step = 2 + 2 * p.columns + (0 if held else p.columns)
     half = p.steps * step + 3 * p.columns + 4 + (2 * turns + 6 if turns else 0)
-    block = 2 * half + 5 + (6 + (p.pre_shift > 0)) * p.columns
+    form = 4 if p.guard else 0 if p.ties == "up" else 4
+    block = 2 * half + 5 + (6 + (p.pre_shift > 0) + form) * p.columns
     left = p.steps * (1 + 2 * p.columns) + 10 + 14 * p.columns
     return 40 + p.o // 4 * block + p.o % 4 * left
 

@@ -212,7 +212,7 @@ class Conv2dS8DspPacked(Kernel):
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses depthwise ones, more than 32 values of weights, and what the int8 kernel does."""
         encoding, requant, p = _encoding(node), linear.requant_of(node), conv2d_params(node)
-        refusal = dsp.refuses(core, requant)
+        refusal = dsp.refuses(core)
         if refusal or isinstance(encoding, str):
             return refusal or str(encoding)
         if p.in_c == p.groups > 1:
@@ -250,7 +250,7 @@ class DenseS8DspPacked(Kernel):
     def plan(self, node: Node, core: Core) -> KernelCall | Refusal:
         """Refuses several rows, more than 32 values of weights, and what the int8 kernel does."""
         encoding, requant = _encoding(node), linear.requant_of(node)
-        refusal = dsp.refuses(core, requant)
+        refusal = dsp.refuses(core)
         if refusal or isinstance(encoding, str):
             return refusal or str(encoding)
         if dense_params(node).rows > 1:

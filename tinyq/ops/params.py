@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from tinyq.ops.guards import GuardParams, guard_params
 from tinyq.quant import Fix, FixedPointLinear, Requant, Ties, WideRequant
 
 Shape = tuple[int, ...]
@@ -20,13 +21,13 @@ Shape = tuple[int, ...]
 class RequantParams:
     """How accumulators of a linear operator become outputs, without the arrays M and a.
 
-    y = clamp((mulhi(acc << pre_shift, M[c]) + a[c]) >> post_shift, qmin, qmax). ``post_shift`` None
-    means one shift a channel: the kernel then reads a further constant ``uint8_t shifts[C]``.
-    ``fixes`` are (channel, accumulator, delta), delta added before the clamp. ``ties`` other than
-    ``up``: exact halves go to even (or, with an odd zero point, odd) outputs, see
-    :class:`tinyq.quant.Requant`; ``twice``: the form of :class:`tinyq.quant.FixedPointLinear`,
-    acc + addend rescaled by the multiplier and a signed shift (positive to the left, as uint8),
-    then ``zero_point``; ``wide``: the form of :class:`tinyq.quant.WideRequant`, whose arrays are
+    y = clamp((mulhi(acc << pre_shift, M[c]) + a[c]) >> post_shift, qmin, qmax). ``fixes`` are
+    (channel, accumulator, delta), delta added before the clamp. ``ties`` other than ``up``: exact
+    halves go to even (or, with an odd zero point, odd) outputs, see :class:`tinyq.quant.Requant`,
+    as for ``guard``. ``twice``: the form of :class:`tinyq.quant.FixedPointLinear`, acc + addend
+    rescaled by the multiplier and a signed shift (positive to the left, as uint8), then
+    ``zero_point``; ``post_shift`` is None and the kernel reads a further constant
+    ``uint8_t shifts[C]``. ``wide``: the form of :class:`tinyq.quant.WideRequant`, whose arrays are
     ``int32_t multipliers[C]`` and ``int64_t addends[C]`` in the place of ``tinyq_requant_t``.
     ``y_type`` is the C type of outputs.
     """
@@ -39,6 +40,7 @@ class RequantParams:
     ties: Ties | Literal["twice", "wide"] = "up"
     zero_point: int = 0
     y_type: str = "int8_t"
+    guard: GuardParams | None = None
 
     @classmethod
     def of(
@@ -51,10 +53,10 @@ class RequantParams:
         if isinstance(requant, FixedPointLinear):
             limits = (requant.qmin, requant.qmax)
             return cls(0, None, *limits, ties="twice", zero_point=requant.zero_point)
-        shift = requant.post_shift if isinstance(requant.post_shift, int) else None
-        return cls(
-            requant.pre_shift, shift, requant.qmin, requant.qmax, requant.fixes, requant.ties
-        )
+        shifts = (requant.pre_shift, requant.post_shift)
+        limits = (requant.qmin, requant.qmax)
+        guard = guard_params(requant)
+        return cls(*shifts, *limits, requant.fixes, requant.ties, guard=guard)
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ class SoftmaxWideParams:
 class MatMulParams:
     """``ops/matmul_s8.c.j2``: y [batch, m, n] from a [batch, m, k] and b [batch, k, n].
 
-    acc sums (a - a_zero_point) * (b - b_zero_point); ``multiplier`` and ``addend`` serve all.
+    acc sums (a - a_zero_point) * (b - b_zero_point); constant: ``tinyq_requant_t`` [1].
     """
 
     batch: int
@@ -327,8 +329,6 @@ class MatMulParams:
     n: int
     a_zero_point: int
     b_zero_point: int
-    multiplier: int
-    addend: int
     requant: RequantParams
 
 

@@ -4,6 +4,7 @@ from tinyq.quant.fixed_point import FixedPointLinear, RealLinear, Rounding
 from tinyq.quant.requantize import (
     FIX_LIMIT,
     Fix,
+    Guard,
     Requant,
     RequantProof,
     Ties,
@@ -26,7 +27,7 @@ from tinyq.quant.staircase import (
     accumulator_strides,
     build_staircase,
 )
-from tinyq.quant.synthesis import synthesize, synthesize_alike
+from tinyq.quant.synthesis import synthesize, synthesize_alike, with_guard
 from tinyq.quant.wide import FLOAT32_UNIT, WideLinear, WideRequant, wide_requant
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "FLOAT32_UNIT",
     "Fix",
     "FixedPointLinear",
+    "Guard",
     "Oracle",
     "OrtLinear",
     "OrtMatMulFloatBias",
@@ -58,4 +60,5 @@ __all__ = [
     "synthesize",
     "synthesize_alike",
     "wide_requant",
+    "with_guard",
 ]

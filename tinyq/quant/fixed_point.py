@@ -111,14 +111,6 @@ class FixedPointLinear:
         pairs = np.array([quantize_multiplier(float(r)) for r in real], np.int64).reshape(-1, 2)
         return cls(pairs[:, 0], pairs[:, 1], bias, offset, zero_point, rounding, qmin, qmax)
 
-    @property
-    def is_bent(self) -> bool:
-        """Whether the second rounding, half away from zero, moves steps on one side of zero only.
-
-        A Relu, or a zero point at the end of the range, hides one side.
-        """
-        return self.qmin < self.zero_point < self.qmax
-
     def __call__(self, acc: Int64) -> Int64:
         """Outputs int64[C, n] of raw accumulators int64[C, n]."""
         total = acc + (self.bias + self.offset)[:, None]

@@ -14,24 +14,32 @@ float32 rounds to even before the zero point is added: no straight line does. Su
 lessened before the last shift by ``(t >> (post_shift - 1)) & 2`` (or ``~(...) & 2``): a level
 that loses ties then needs two units of the addend more. Two, so that a tie can lie one unit above
 its level, where a multiplier that is not exact to the last bit leaves it on the right side.
+
+Where no form is exact, the nearest one is given a :class:`Guard`: the accumulators for which t lies
+just above a step are left to the oracle's own rule.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyq.quant.staircase import Int64, Staircase, build_staircase, frozen
+from tinyq.quant.staircase import Int64, Oracle, Staircase, build_staircase, frozen
 
 Int32 = NDArray[np.int32]
 
 Ties = Literal["up", "even", "odd"]
 
 FIX_LIMIT = 64
-"""Most corrections that a layer may carry; a layer that needs more is not exact."""
+"""Most corrections that a requantization may carry; without a guard one that needs more is not
+exact."""
+
+GUARD_BITS = 8
+"""Most leading bits of the fraction that a guard looks at: what one TST instruction can."""
 
 
 @dataclass(frozen=True, order=True)
@@ -43,13 +51,31 @@ class Fix:
     delta: int
 
 
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """Accumulators near a step are left to the oracle.
+
+    The form decides where any of the ``bits`` highest bits of t's fraction (those below post_shift)
+    is 1; where all are 0, ``oracle`` gives the output. bits: 0..:data:`GUARD_BITS`; with 0 the
+    oracle gives all.
+    """
+
+    bits: int
+    oracle: Oracle
+
+    def mask(self, post_shift: int) -> int:
+        """The bits of t that are looked at."""
+        return ((1 << self.bits) - 1) << (post_shift - self.bits)
+
+
 @dataclass(frozen=True)
 class RequantProof:
     """What is known about a requantization, over every reachable accumulator of every channel.
 
     reachable: accumulators, summed over the channels. exact_channels: channels that agree with the
-    oracle without fixes. mismatches, max_abs: accumulators that differ without fixes, and by how
-    much at most. exact: with the fixes, nothing differs.
+    oracle without fixes and guard. mismatches, max_abs: accumulators that differ without them, and
+    by how much at most. exact: with them, nothing differs. guarded: accumulators between the lowest
+    and the highest output (or at a step to one of them) that the guard leaves to the oracle.
     """
 
     reachable: int
@@ -58,43 +84,40 @@ class RequantProof:
     mismatches: int
     max_abs: int
     exact: bool
+    guarded: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Requant:
     """Parameters of one layer's requantization.
 
-    multiplier: int32[C], 1..2**31-1. addend: int32[C]. pre_shift: 0..30, for all channels.
-    post_shift: 0..31, for all channels, or int32[C] where the channels' scales are too far apart.
+    multiplier: int32[C], 1..2**31-1. addend: int32[C]. pre_shift: 0..30, post_shift: 0..31.
     ties: which outputs win exact halves; "up" is the plain form, the higher one.
+    guard: there are no fixes and ties go "up" then.
     """
 
     multiplier: Int32
     addend: Int32
     pre_shift: int
-    post_shift: int | Int32
+    post_shift: int
     qmin: int
     qmax: int
     fixes: tuple[Fix, ...]
     proof: RequantProof
     ties: Ties = "up"
+    guard: Guard | None = None
 
     def __post_init__(self) -> None:
         if np.any(self.multiplier < 1):
             raise ValueError("multipliers must be positive")
-        for name in ("multiplier", "addend", "post_shift"):
-            value = getattr(self, name)
-            if isinstance(value, np.ndarray):
-                object.__setattr__(self, name, frozen(value))
-
-    @property
-    def uniform_shift(self) -> bool:
-        """Whether one post_shift serves all channels."""
-        return isinstance(self.post_shift, int)
+        if self.guard is not None and (self.fixes or self.ties != "up"):
+            raise ValueError("a guard leaves nothing to fixes and ties")
+        for name in ("multiplier", "addend"):
+            object.__setattr__(self, name, frozen(getattr(self, name)))
 
     @property
     def exact(self) -> bool:
-        """Whether the result, fixes applied, equals the oracle everywhere."""
+        """Whether the result, fixes and guard applied, equals the oracle everywhere."""
         return self.proof.exact
 
 
@@ -105,10 +128,16 @@ def late_levels(levels: Int64, ties: Ties) -> Int64:
     return ((levels & 1) ^ (ties == "odd")) << 1
 
 
-def raw_levels(requant: Requant, acc: Int64) -> Int64:
-    """Outputs before fixes and clamp, int64[..., C], of raw accumulators int64[..., C]."""
+def _sums(requant: Requant, acc: Int64) -> Int64:
+    """t before anything is taken away for ties, int64[..., C]."""
     product = (np.asarray(acc, np.int64) << requant.pre_shift) * requant.multiplier.astype(np.int64)
-    total = (product >> 32) + requant.addend
+    total: Int64 = (product >> 32) + requant.addend
+    return total
+
+
+def raw_levels(requant: Requant, acc: Int64) -> Int64:
+    """Outputs before fixes, guard and clamp, int64[..., C], of raw accumulators int64[..., C]."""
+    total = _sums(requant, acc)
     total -= late_levels(total >> requant.post_shift, requant.ties)
     return total >> requant.post_shift
 
@@ -124,6 +153,10 @@ def apply(requant: Requant, acc: Int64) -> NDArray[np.signedinteger]:
         levels[..., fix.channel] += fix.delta * at
     narrow = requant.qmin >= -128 and requant.qmax <= 127
     clamped = np.clip(levels, requant.qmin, requant.qmax)
+    if requant.guard is not None:
+        near = (_sums(requant, acc) & requant.guard.mask(requant.post_shift)) == 0
+        rows = np.asarray(acc, np.int64).reshape(-1, clamped.shape[-1])
+        clamped = np.where(near, requant.guard.oracle(rows.T).T.reshape(clamped.shape), clamped)
     return clamped.astype(np.int8 if narrow else np.int16)
 
 
@@ -183,15 +216,16 @@ def _largest_gap(wanted: Int64, got: Int64) -> int:
     return int(np.max(np.abs(levels[0] - levels[1]) * inside, initial=0))
 
 
-def achieved_thresholds(requant: Requant, stair: Staircase) -> Int64:
+def achieved_thresholds(requant: Requant, stair: Staircase, window: int = 0) -> Int64:
     """Thresholds int64[C, K] of the parameters without fixes, by exact integer division.
+
+    With a ``window`` where t lies so far above the levels.
 
     The output is at least v if and only if ``acc * 2**pre * M >= (v * 2**post - a) * 2**32``.
     """
     level = np.arange(stair.qmin + 1, stair.qmax + 1, dtype=np.int64)
-    post = np.broadcast_to(np.asarray(requant.post_shift, np.int64), (stair.channels,))
     late = late_levels(level, requant.ties)
-    need = (level << post[:, None]) + late - requant.addend.astype(np.int64)[:, None]
+    need = (level << requant.post_shift) + late + window - requant.addend.astype(np.int64)[:, None]
     # Beyond the top words that reachable accumulators give, a threshold is outside anyway.
     numerator = np.clip(need, -(2**31) + 1, 2**31 - 1) << 32
     divisor = (requant.multiplier.astype(np.int64) << requant.pre_shift)[:, None]
@@ -216,19 +250,23 @@ def prove(requant: Requant, stair: Staircase) -> RequantProof:
 
     Bisects :func:`apply` for the thresholds that it really has, demands that the fixes are exactly
     the accumulators that then differ, that each fix gives the wanted output, and that no
-    intermediate overflows. Raises ValueError if anything is not as ``requant.proof`` says.
+    intermediate overflows. Of a guard it demands that every wanted threshold lies where the guard
+    begins, where it ends, or between. Raises ValueError if anything is not as ``requant.proof``
+    says.
     """
     check_ranges(requant, stair)
-    bare = replace(requant, fixes=())
-    found = build_staircase(
-        lambda acc: apply(bare, acc.T).T.astype(np.int64),
-        stair.lo,
-        stair.hi,
-        stair.qmin,
-        stair.qmax,
-        stair.stride,
-    )
-    fixes, proof = find_fixes(stair, found.thresholds, bare)
+    bare = replace(requant, fixes=(), guard=None)
+    begin = _bisected(stair, lambda acc: apply(bare, acc).astype(np.int64))
+    fixes, proof = find_fixes(stair, begin, bare)
+    if requant.guard is not None:
+        window = 1 << (requant.post_shift - requant.guard.bits)
+        end = _bisected(stair, lambda acc: _sums(bare, acc) - window >> bare.post_shift)
+        inside = (begin <= stair.thresholds) & (stair.thresholds <= end)
+        exact = requant.guard.bits == 0 or bool(inside.all())
+        fixes, proof = (
+            (),
+            replace(proof, exact=exact, guarded=guarded_accumulators(stair, begin, end)),
+        )
     if proof != requant.proof or fixes != requant.fixes:
         raise ValueError(f"the requantization is not what it says: {proof} but {requant.proof}")
     for fix in fixes:
@@ -237,3 +275,17 @@ def prove(requant: Requant, stair: Staircase) -> RequantProof:
         if apply(requant, at)[fix.channel] != want:
             raise ValueError(f"{fix} does not give the wanted output {want}")
     return proof
+
+
+def guarded_accumulators(stair: Staircase, begin: Int64, end: Int64) -> int:
+    """How many reachable accumulators lie between thresholds, both int64[C, K]."""
+    return int(np.sum((end - begin) // np.asarray(stair.stride)[:, None]))
+
+
+def _bisected(stair: Staircase, levels: Callable[[Int64], Int64]) -> Int64:
+    """The thresholds int64[C, K] of what gives levels [n, C] for accumulators int64[n, C]."""
+    limits = (stair.qmin, stair.qmax)
+    found = build_staircase(
+        lambda acc: np.clip(levels(acc.T), *limits).T, stair.lo, stair.hi, *limits, stair.stride
+    )
+    return found.thresholds

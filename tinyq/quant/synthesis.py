@@ -2,7 +2,8 @@
 
 Each channel's exact (multiplier, addend) pairs form a polygon (tinyq.quant.feasible). Where it is
 empty, or holds no integer point, float32 has moved a threshold off the straight line; then single
-accumulators are given up, as few as a search finds, and become the layer's fixes.
+accumulators are given up, as few as a search finds, and become the layer's fixes. Where they are
+many, a guard leaves all accumulators near a threshold to the oracle.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import numpy as np
 from tinyq.quant.feasible import Bool, Float64, Polygons, Steps, integer_points, solve
 from tinyq.quant.requantize import (
     FIX_LIMIT,
+    GUARD_BITS,
+    Guard,
     Requant,
     RequantProof,
     Ties,
     achieved_thresholds,
     check_ranges,
     find_fixes,
+    guarded_accumulators,
 )
-from tinyq.quant.staircase import Int64, Staircase
+from tinyq.quant.staircase import Int64, Oracle, Staircase
 
 FEW_FIXES = 32
 """With no more fixes than this, the plainest form of requantization stays."""
@@ -37,25 +41,22 @@ _NONE = np.zeros(0, np.int64)
 class _Plan:
     """A form of requantization to try, and how many accumulators may be given up for it."""
 
-    shared: bool = True
     ties: Ties = "up"
     fixes: int = FEW_FIXES
 
 
-_PLANS = (
-    _Plan(),
-    _Plan(ties="even"),
-    _Plan(ties="odd"),
-    _Plan(fixes=FIX_LIMIT),
-    _Plan(shared=False, fixes=FIX_LIMIT),
-)
+_PLANS = (_Plan(), _Plan(ties="even"), _Plan(ties="odd"))
+_LAST = _Plan(fixes=FIX_LIMIT)
 """In order of preference; a later one must leave fewer accumulators to fix, and few once one is
-exact."""
+exact. The last is tried where there is no oracle to leave them to."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Choice:
-    """Integers for N rows at one pre_shift: post, multiplier, addend int64[N], found bool[N]."""
+    """Integers for N rows at one pre_shift: post, multiplier, addend int64[N], found bool[N].
+
+    ``post`` is the same for all rows.
+    """
 
     pre: int
     post: Int64
@@ -64,35 +65,82 @@ class _Choice:
     found: Bool
 
 
-def synthesize(stair: Staircase, scale_hint: Float64, *, uniform_shift: bool = False) -> Requant:
+def synthesize(stair: Staircase, scale_hint: Float64, *, oracle: Oracle | None = None) -> Requant:
     """Find parameters that equal a staircase at every reachable accumulator.
 
-    scale_hint: float64[C], output units per accumulator, right to within a tenth. uniform_shift:
-    never give channels shifts of their own, even if that costs fixes.
-    Prefers the plain form with one post_shift while it needs few fixes, then other ties, then more
-    fixes, then shifts per channel; within a form the fewest accumulators that differ, then the
-    smallest pre_shift. Raises ValueError if the accumulators do not fit int32. If more than
-    FIX_LIMIT accumulators differ, the result carries no fixes and is marked inexact.
+    scale_hint: float64[C], output units per accumulator, right to within a tenth. oracle: what
+    kernels can compute themselves, at some cost, and what the staircase was made from.
+    Prefers the plain form while it needs few fixes, then other ties; then the plain form with a
+    guard, which is always exact, or without an oracle with more fixes. Within a form it prefers the
+    fewest accumulators that differ, then the smallest pre_shift. Raises ValueError if the
+    accumulators do not fit int32. If more than FIX_LIMIT accumulators differ without an oracle, the
+    result carries no fixes and is marked inexact.
     """
     hint = np.broadcast_to(np.asarray(scale_hint, np.float64), (stair.channels,))
     if np.any(~np.isfinite(hint) | (hint <= 0)):
         raise ValueError("scales must be positive and finite")
     best = _synthesize(stair, hint, _PLANS[0])
-    for plan in _PLANS[1:]:
+    for plan in (*_PLANS[1:], *(() if oracle else (_LAST,))):
         if best.proof.mismatches <= FEW_FIXES:
-            break
-        if uniform_shift and not plan.shared:
-            continue
+            return best
         requant = _synthesize(stair, hint, plan)
         allowed = FEW_FIXES if best.proof.exact else best.proof.mismatches - 1
         if requant.proof.mismatches <= allowed:
             best = requant
-    return best
+    if oracle is None or best.proof.mismatches <= FEW_FIXES:
+        return best
+    return with_guard(stair, hint, oracle)
+
+
+def with_guard(stair: Staircase, hint: Float64, oracle: Oracle) -> Requant:
+    """The form nearest to the staircase, its addends raised until no step comes late.
+
+    Steps that come early are the oracle's to decide, within the smallest window that holds all.
+    """
+    curved = _curved(stair)
+    steps = Steps.of(stair, hint).rows(curved)
+    rough = solve(steps, np.full(len(curved), 31))
+    pre = _largest_pre_shift(stair)
+    least = int(len(curved) < stair.channels)
+    post = np.maximum(_largest_post_shift(steps, rough, pre).min(), least)
+    choice = _nearest(rough, pre, np.full(len(curved), post))
+    late, early = _distances(steps, choice)
+    raised = replace(choice, addend=choice.addend + late)
+    window = int((early + late).max()) + 1
+    bits = min(GUARD_BITS, max(0, int(post) - (window - 1).bit_length()))
+    bare = _finish(stair, curved, raised, "up")
+    ends = achieved_thresholds(bare, stair, 1 << (bare.post_shift - bits))
+    guarded = guarded_accumulators(stair, achieved_thresholds(bare, stair), ends)
+    proof = replace(bare.proof, exact=True, guarded=guarded)
+    return replace(bare, fixes=(), proof=proof, guard=Guard(bits, oracle))
+
+
+def _distances(steps: Steps, choice: _Choice) -> tuple[Int64, Int64]:
+    """How far t lies below a level where it must have reached it, and above where it must not.
+
+    Both int64[N], in units of the addend, the largest of each row.
+    """
+    level = steps.level << choice.post[:, None]
+
+    def above(acc: Int64) -> Int64:
+        product = (acc << choice.pre) * choice.multiplier[:, None]
+        distance: Int64 = (product >> 32) + choice.addend[:, None] - level
+        return distance
+
+    nothing = np.iinfo(np.int64).min
+    late = np.where(steps.lower_on, -above(steps.above), nothing).max(axis=1)
+    early = np.where(steps.upper_on, above(steps.below), nothing).max(axis=1)
+    return late, early
+
+
+def _curved(stair: Staircase) -> Int64:
+    """Indices of the channels with more than one output."""
+    inside = (stair.thresholds > stair.lo[:, None]) & (stair.thresholds <= stair.hi[:, None])
+    return np.flatnonzero(inside.any(axis=1))
 
 
 def _synthesize(stair: Staircase, hint: Float64, plan: _Plan) -> Requant:
-    inside = (stair.thresholds > stair.lo[:, None]) & (stair.thresholds <= stair.hi[:, None])
-    curved = np.flatnonzero(inside.any(axis=1))
+    curved = _curved(stair)
     pre_max = _largest_pre_shift(stair)
     if not len(curved):
         nothing = _Choice(0, _NONE, _NONE, _NONE, _NONE.astype(np.bool_))
@@ -130,7 +178,7 @@ def synthesize_alike(
     waiting = [
         _Member(k, stair, hint)
         for k, (stair, hint, requant) in enumerate(zip(stairs, hints, found, strict=True))
-        if requant.ties == "up" and requant.uniform_shift
+        if requant.ties == "up" and requant.guard is None
     ]
     waiting = [member for member in waiting if len(member.curved)]
     if not waiting:
@@ -169,8 +217,7 @@ class _Member:
 
     def __init__(self, index: int, stair: Staircase, hint: Float64) -> None:
         self.index, self.stair = index, stair
-        inside = (stair.thresholds > stair.lo[:, None]) & (stair.thresholds <= stair.hi[:, None])
-        self.curved = np.flatnonzero(inside.any(axis=1))
+        self.curved = _curved(stair)
         scale = np.broadcast_to(np.asarray(hint, np.float64), (stair.channels,))
         self.steps = Steps.of(stair, scale).rows(self.curved)
         self.rough = solve(self.steps, np.full(len(self.curved), 31)) if len(self.curved) else None
@@ -219,8 +266,7 @@ class _Search:
         ``rough`` are the polygons of any post_shift: they give the largest one.
         """
         post = _largest_post_shift(steps, rough, pre)
-        if self.plan.shared:
-            post = np.full_like(post, post.min())
+        post = np.full_like(post, post.min())
         possible = post >= self.least_post
         post = np.maximum(post, self.least_post)
         polygons = solve(steps, post) if steps.ties != "up" else rough
@@ -231,16 +277,22 @@ class _Search:
 def _integers(steps: Steps, polygons: Polygons, pre: int, post: Int64) -> _Choice:
     """Integers within the polygons at these shifts; where none fit, the nearest."""
     multiplier, addend, found = integer_points(steps, polygons, pre, post)
-    unit = np.exp2(post.astype(np.float64))
-    near_m = np.clip(np.rint(polygons.slope * unit * 2.0 ** (32 - pre)), 1, 2**31 - 1)
-    near_a = np.clip(np.rint(polygons.offset * unit), -(2**31), 2**31 - 1)
-    return _Choice(
-        pre,
-        post,
-        np.where(found, multiplier, near_m.astype(np.int64)),
-        np.where(found, addend, near_a.astype(np.int64)),
-        found,
+    near = _nearest(polygons, pre, post)
+    return replace(
+        near,
+        multiplier=np.where(found, multiplier, near.multiplier),
+        addend=np.where(found, addend, near.addend),
+        found=found,
     )
+
+
+def _nearest(polygons: Polygons, pre: int, post: Int64) -> _Choice:
+    """The integers nearest to the middle of the polygons, or to that of what limits them."""
+    unit = np.exp2(post.astype(np.float64))
+    multiplier = np.clip(np.rint(polygons.slope * unit * 2.0 ** (32 - pre)), 1, 2**31 - 1)
+    addend = np.clip(np.rint(polygons.offset * unit), -(2**31), 2**31 - 1)
+    nothing = np.zeros(len(post), np.bool_)
+    return _Choice(pre, post, multiplier.astype(np.int64), addend.astype(np.int64), nothing)
 
 
 def _largest_post_shift(steps: Steps, polygons: Polygons, pre: int) -> Int64:
@@ -318,20 +370,17 @@ def _variants(beam: Steps, polygons: Polygons) -> Steps:
 
 def _finish(stair: Staircase, curved: Int64, choice: _Choice, ties: Ties) -> Requant:
     """Fill in the channels of constant output, check the ranges, and list what differs."""
-    flat_post = int(choice.post.min()) if len(curved) else 8
-    post = np.full(stair.channels, flat_post, np.int64)
-    post[curved] = choice.post
+    post = int(choice.post.min()) if len(curved) else 8
     constant = np.array([stair.output(c, stair.lo[c : c + 1])[0] for c in range(stair.channels)])
     multiplier = np.ones(stair.channels, np.int64)
     # mulhi(acc, 1) is 0 or -1: half a unit above the level, neither crosses a boundary.
-    addend = (constant << flat_post) + (1 << flat_post >> 1)
+    addend = (constant << post) + (1 << post >> 1)
     multiplier[curved], addend[curved] = choice.multiplier, choice.addend
-    uniform = bool(np.all(post == flat_post))
     bare = Requant(
         multiplier.astype(np.int32),
         addend.astype(np.int32),
         choice.pre,
-        flat_post if uniform else post.astype(np.int32),
+        post,
         stair.qmin,
         stair.qmax,
         (),

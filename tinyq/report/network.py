@@ -31,6 +31,8 @@ def exactness_text(exactness: Mapping[str, Any]) -> str:
     text = _BASES[exactness["basis"]]
     if exactness["fixes"]:
         text += f", {plural(exactness['fixes'], 'fix')}"
+    if exactness.get("guarded"):
+        text += ", guarded"
     if exactness.get("ambiguous"):
         text += f", {plural(exactness['ambiguous'], 'sum')} ambiguous"
     return text
