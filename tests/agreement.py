@@ -38,12 +38,13 @@ class Model:
 
     name: str
     proto: onnx.ModelProto
+    arithmetic: str = "ort"
 
     @cached_property
     def lowered(self) -> Lowered:
         """The integer graph and notes."""
         graph = import_model(self.proto)
-        return to_integer(graph, IslandEvaluator(opset(self.proto)))
+        return to_integer(graph, IslandEvaluator(opset(self.proto)), self.arithmetic)
 
     @property
     def graph(self) -> Graph:

@@ -155,7 +155,7 @@ def worse(found: Figures, recorded: dict[str, int]) -> list[str]:
     return [
         f"{key_of(found.network, found.core, found.goal)}: {name} {recorded[name]:,} -> {now:,}"
         for name, now in found.compared.items()
-        if now > recorded[name] * WORSE
+        if name in recorded and now > recorded[name] * WORSE
     ]
 
 

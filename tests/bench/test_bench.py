@@ -21,6 +21,7 @@ from bench.measure import (
     read_recorded,
     worse,
 )
+from bench.smallest import ALLOWED, flash
 
 REFERENCE_CORE = json.loads(REFERENCE.read_text(encoding="utf-8"))["core"]
 
@@ -78,3 +79,14 @@ def test_a_hundredth_more_is_allowed(figure: str, field: str, now: int, grown: i
     before = {name: 1000 if name in (figure, "ram") else 0 for name in found.compared}
     problems = [problem for problem in worse(found, before) if f": {figure} " in problem]
     assert len(problems) == grown
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+@pytest.mark.parametrize("core", ["cortex-m0", "cortex-m4", "cortex-m55"])
+@pytest.mark.parametrize("network", ["kws", "sww"])
+def test_size_takes_little_more_than_the_portable_kernels(network: str, core: str) -> None:
+    """Also vww, ic and ad: `python -m bench.smallest`."""
+    if not MODELS.is_dir() or not shutil.which("arm-none-eabi-gcc"):
+        pytest.skip("needs ../shared/models and arm-none-eabi-gcc")
+    assert flash(network, core).ratio <= ALLOWED

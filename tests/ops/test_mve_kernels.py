@@ -126,11 +126,8 @@ class MveTable(Table):
         self.expected.append(expected)
 
 
-@pytest.mark.qemu
-def test_cortex_m55(tmp_path: Path) -> None:
-    for tool in ("arm-none-eabi-gcc", "qemu-system-arm"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
+def all_kernels() -> MveTable:
+    """Every kernel for Helium."""
     table = MveTable()
     for i, case in enumerate(conv_cases()):
         table.conv(f"conv2d_s8_mve{SUFFIXES[i // 3 % 2]}", case, i % 3, form=FORMS[i % 7])
@@ -141,4 +138,12 @@ def test_cortex_m55(tmp_path: Path) -> None:
     for i, channels in enumerate(CHANNELS):
         table.add(channels + 1, i)
         table.pool(channels, ((2, 2), (3, 3), (1, 1), (4, 9), (25, 5))[i % 5], i)
-    assert table.wrong("cortex-m55", "qemu", tmp_path) == []
+    return table
+
+
+@pytest.mark.qemu
+def test_cortex_m55(tmp_path: Path) -> None:
+    for tool in ("arm-none-eabi-gcc", "qemu-system-arm"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    assert all_kernels().wrong("cortex-m55", "qemu", tmp_path) == []

@@ -355,22 +355,28 @@ def test_multiplications_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all("muls" in la for la in loops)
 
 
-@pytest.mark.parametrize(
-    ("target", "kernel"),
-    [
-        ("cortex-m4", CONV_DSP),
-        ("cortex-m0plus", CONV),
-        (SLOW, SUMS),
-        (SLOW, BUCKETS),
-        (SLOW, DENSE_BUCKETS),
-        (SLOW, DEPTHWISE_SUMS),
-    ],
-)
+ON_CORES = [
+    ("cortex-m4", CONV_DSP),
+    ("cortex-m4", DEPTHWISE_DSP),
+    ("cortex-m0plus", CONV),
+    ("cortex-m0plus", DENSE),
+    ("cortex-m0plus", DEPTHWISE),
+    (SLOW, SUMS),
+    (SLOW, BUCKETS),
+    (SLOW, DENSE_BUCKETS),
+    (SLOW, DEPTHWISE_SUMS),
+]
+
+
+@pytest.mark.parametrize(("target", "kernel"), ON_CORES)
 def test_emulated_core_equals_onnxruntime(target: str, kernel: str, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     build = {
         BUCKETS: lambda: conv("apot4", 24, 16, size=(2, 2)),
         DENSE_BUCKETS: lambda: dense("int8", 65, 9),
+        DENSE: lambda: dense("apot4"),
+        DEPTHWISE: lambda: conv("apot4", 8, 8, groups=8),
+        DEPTHWISE_DSP: lambda: conv("apot4", 8, 8, groups=8),
         DEPTHWISE_SUMS: lambda: conv("int8", 24, 24, groups=24, size=(6, 5)),
     }.get(kernel, lambda: conv("apot4", 24, 16, size=(9, 8)))
     onnx.save(build().model(), str(model))
