@@ -1,0 +1,84 @@
+"""The operators' tables on an emulated core, all in one firmware.
+
+The oracle is the integer reference, which the tables' own tests compare with onnxruntime.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import test_conv
+import test_conv_transpose
+import test_dense
+import test_elementwise
+import test_int16
+import test_lookup
+import test_movement
+import test_pools
+from agreement import Model, draw_inputs
+from onnx import helper
+from qdq import Qdq
+
+from tinyq.build import load_network
+from tinyq.codegen import GenerateOptions, generate, write_program
+from tinyq.emulate.network import run_network
+from tinyq.plan import plan
+from tinyq.select import Goal, select
+from tinyq.target import load_core
+
+TABLES = (
+    test_conv.MODELS, test_conv_transpose.MODELS, test_dense.MODELS, test_elementwise.MODELS,
+    test_int16.MODELS, test_lookup.MODELS, test_movement.MODELS, test_pools.MODELS,
+)  # fmt: skip
+DRAWS = 4
+
+
+def arg_max() -> Qdq:
+    b = Qdq()
+    b.output(b.op("ArgMax", b.input((1, 3, 7)), axis=2, keepdims=0))
+    return b
+
+
+@cache
+def everything() -> Model:
+    """All models of the tables as one, their names kept apart."""
+    parts = [m.proto for models in TABLES for m in models.values()] + [arg_max().model()]
+    graphs = [onnx.compose.add_prefix(part, f"m{k}_").graph for k, part in enumerate(parts)]
+    whole = helper.make_graph(
+        [node for g in graphs for node in g.node],
+        "tables",
+        [value for g in graphs for value in g.input],
+        [value for g in graphs for value in g.output],
+        [value for g in graphs for value in g.initializer],
+    )
+    opset = max(i.version for part in parts for i in part.opset_import if not i.domain)
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return Model("tables", helper.make_model(whole, opset_imports=imports, ir_version=10))
+
+
+@pytest.mark.qemu
+def test_tables_on_a_cortex_m4(tmp_path: Path) -> None:
+    model = everything()
+    for tool in ("arm-none-eabi-gcc", "qemu-system-arm"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    chosen = select(model.graph, load_core("cortex-m4"), Goal.SPEED)
+    options = GenerateOptions(model=model.proto.SerializeToString())
+    write_program(generate(chosen, plan(chosen), "tables", options), tmp_path / "tables")
+    graph = model.graph
+    drawn = draw_inputs(graph, DRAWS)
+    inputs = [np.stack([x[value.name] for x in drawn]) for value in graph.inputs]
+    trace = run_network(load_network(tmp_path / "tables"), inputs).trace
+    for k, x in enumerate(drawn):
+        wanted = model.reference(x)
+        wrong = [
+            value.name
+            for value, got, y in zip(graph.outputs, trace.outputs, wanted, strict=True)
+            if not np.array_equal(got[k].reshape(y.shape), y)
+        ]
+        assert wrong == []
