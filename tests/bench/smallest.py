@@ -21,9 +21,10 @@ from tinyq.build import build_firmware, load_network
 from tinyq.codegen import generate, write_program
 from tinyq.ir import Graph
 from tinyq.ops import REGISTRY
-from tinyq.plan.memory import plan_shared
+from tinyq.plan.limits import Limits, fit
+from tinyq.plan.memory import MemoryPlan, plan_shared
 from tinyq.select import Goal, Schedule, select
-from tinyq.target import load_board, load_core
+from tinyq.target import Core, load_board, load_core
 
 ALLOWED = 1.05
 """How much flash `size` may take, as a factor of the portable kernels'."""
@@ -57,20 +58,23 @@ def flash(network: str, core: str) -> Flash:
     return Flash(
         network,
         core,
-        _built(select(graph, found, Goal.SIZE), network),
-        _built(select(graph, found, Goal.SIZE, forced=portable), network),
+        _built(*_as_compiled(graph, found), network),
+        _built(*plan_shared(select(graph, found, Goal.SIZE, forced=portable)), network),
     )
 
 
-def _built(schedule: Schedule, network: str) -> int:
-    shared, memory = plan_shared(schedule)
+def _as_compiled(graph: Graph, core: Core) -> tuple[Schedule, MemoryPlan]:
+    """What `compile --optimize size` takes, stripes of rows included."""
+    found = fit(graph, core, Goal.SIZE, Limits())
+    return found.schedule, found.plan
+
+
+def _built(shared: Schedule, memory: MemoryPlan, network: str) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_program(generate(shared, memory, network), folder / network)
-        board = load_board(schedule.core.board)
-        built = build_firmware(
-            load_network(folder / network), schedule.core, board, folder / "build"
-        )
+        board = load_board(shared.core.board)
+        built = build_firmware(load_network(folder / network), shared.core, board, folder / "build")
         assert built.footprint is not None
         return built.footprint.code_bytes + built.footprint.constant_bytes
 

@@ -122,13 +122,18 @@ def test_the_cheapest_of_kernels_and_remedies(
 
 
 def test_the_smallest_code_takes_stripes_that_save_more_than_they_cost(tmp_path: Path) -> None:
-    """A large first tensor: stripes come by themselves for size, not for speed."""
+    """A large first tensor, and weights beside which their code is little: stripes come by
+    themselves for size, not for speed."""
     b, rng = Qdq(), np.random.default_rng(3)
     x = b.op("Transpose", b.x((1, 32, 16, 2), 0.05, 3), perm=[0, 3, 1, 2])
-    for inputs, stride in ((2, 1), (8, 2), (8, 2)):
-        weights = b.weights(rng.integers(-99, 99, (8, inputs, 3, 3)), 0.002)
+    for inputs, outputs, stride in ((2, 8, 1), (8, 8, 2), (8, 8, 2)):
+        weights = b.weights(rng.integers(-99, 99, (outputs, inputs, 3, 3)), 0.002)
         x = b.qdq(b.op("Conv", x, weights, strides=[stride] * 2, pads=[1] * 4), 0.07, 0)
-    onnx.save(b.end(b.op("GlobalAveragePool", x), 0.05, 3).model(), tmp_path / "net.onnx")
+    x = b.qdq(b.op("GlobalAveragePool", x), 0.05, 3)
+    for inputs, outputs in ((8, 256), (256, 256)):
+        weights = b.weights(rng.integers(-99, 99, (outputs, inputs, 1, 1)), 0.002)
+        x = b.qdq(b.op("Conv", x, weights), 0.07, 0)
+    onnx.save(b.end(b.op("Flatten", x), 0.07, 0).model(), tmp_path / "net.onnx")
     arenas = {}
     for goal in ("speed", "size"):
         options = CompileOptions("cortex-m4", optimize=goal)

@@ -30,6 +30,9 @@ Advice = Callable[[int, int], str]
 _PLACEMENTS = 8
 """Schedules that are placed at most to meet limits, of the asked goal and again of all."""
 
+_MOST_FLASH = 0.05
+"""Part of the flash that a remedy may cost where no limit asks for it."""
+
 _SMALLER = (Goal.SPEED, Goal.BALANCED, Goal.SIZE)
 """Each goal gives less flash than the one before."""
 
@@ -146,9 +149,14 @@ def _cheapest(usual: Fitted, remedies: Sequence[Remedy]) -> Fitted:
     whole = Peaks(usual.schedule)
     options = [_Option(usual, None, whole, exchange) for exchange in whole.exchanges()]
     least = options[-1].exchange.needed
+    most = flash_estimate(usual.schedule) * (1 + _MOST_FLASH)
     for proposal in (p for r in remedies for p in r.proposals(usual.schedule, least - 1)):
         peaks = Peaks(proposal.schedule)
-        options += [_Option(usual, proposal, peaks, exchange) for exchange in peaks.exchanges()]
+        options += [
+            _Option(usual, proposal, peaks, exchange)
+            for exchange in peaks.exchanges()
+            if flash_estimate(exchange.schedule) <= most
+        ]
 
     def rank(option: _Option) -> tuple[float, float]:
         cost = Cost.of(option.exchange.schedule, option.exchange.needed)
