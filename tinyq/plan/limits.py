@@ -30,7 +30,7 @@ Advice = Callable[[int, int], str]
 _PLACEMENTS = 8
 """Schedules that are placed at most to meet limits, of the asked goal and again of all."""
 
-_MOST_FLASH = 0.05
+_MOST_FLASH = 0.03
 """Part of the flash that a remedy may cost where no limit asks for it."""
 
 _SMALLER = (Goal.SPEED, Goal.BALANCED, Goal.SIZE)
