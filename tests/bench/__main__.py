@@ -144,9 +144,10 @@ def _against(figures: list[Figures]) -> list[str]:
         if f.core != reference["core"]:
             continue
         entry = reference["networks"][f.network]
-        compared = {**f.compared, "cycles": f.cycles} if f.cycles else f.compared
-        for what, now in compared.items():
-            other, target = entry["tflm"][what], entry["target"][what]
+        for what, other in entry["tflm"].items():
+            if what not in f.compared:
+                continue
+            now, target = f.compared[what], entry["target"][what]
             library = entry["cmsis_nn"].get(what, other)
             rows.append(
                 (

@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 import pytest
+from bench.__main__ import report
 from bench.measure import (
     CORES,
     GOALS,
@@ -90,3 +91,20 @@ def test_size_takes_little_more_than_the_portable_kernels(network: str, core: st
     if not MODELS.is_dir() or not shutil.which("arm-none-eabi-gcc"):
         pytest.skip("needs ../shared/models and arm-none-eabi-gcc")
     assert flash(network, core).ratio <= ALLOWED
+
+
+@pytest.mark.parametrize(("instructions", "met"), [(3_800_000, "yes"), (3_800_001, "no")])
+def test_the_report_stands_beside_the_reference(instructions: int, met: str) -> None:
+    """Every figure of the reference has a row, and no other has."""
+    one = Figures(
+        "kws", REFERENCE_CORE, "speed", code=1000, constants=20, arena=300, arena_bound=300,
+        data=4, stack=50, instructions=instructions, macs=1, equal=True, cycles=5_000_000,
+    )  # fmt: skip
+    rows = [r.split(" | ") for r in report([one], []).splitlines() if r.startswith("| kws | speed")]
+    entry = json.loads(REFERENCE.read_text(encoding="utf-8"))["networks"]["kws"]
+    assert [row[2] for row in rows] == list(entry["tflm"])
+    found = {row[2]: (row[3], row[-1].rstrip(" |")) for row in rows}
+    assert found["instructions"] == (f"{instructions:,}", met)
+    assert found["cycles"] == ("5,000,000", "no")
+    assert found["flash"] == ("1,020", "yes")
+    assert found["ram"] == ("354", "yes")
