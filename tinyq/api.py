@@ -35,6 +35,7 @@ OWN_KERNELS = ("tinyq", "packed", "shift")
 KERNELS = (*OWN_KERNELS, "cmsis-nn", "auto")
 COMPARED_KERNELS = ("tinyq", "cmsis-nn", "auto")
 IO = ("int8", "float")
+PACKING = ("auto", "never", "always")
 STAGES = ("integer", "qdq")
 TFLITE = ".tflite"
 
@@ -57,6 +58,9 @@ class CompileOptions:
     weights: a format of :data:`tinyq.quant.coarse.FORMATS` to which weights are rounded, the first
     and last layer's too with ``weights_all``; ``weights_layers`` gives formats by layer.
     weights_samples: samples by which the change of the outputs is measured (random ones if '').
+    pack_activations: whether activations of few values are stored with 1, 2 or 4 bits: ``auto``
+    when optimizing for size and to meet a limit on RAM, ``always`` where that makes the arena
+    smaller, ``never``.
     input_scales: scale and int8 zero point of float inputs by name ('' for the only one), for
     models whose scales are found at run time.
     """
@@ -78,6 +82,7 @@ class CompileOptions:
     weights_all: bool = False
     weights_layers: Mapping[str, str] = field(default_factory=dict)
     weights_samples: str = ""
+    pack_activations: str = "auto"
     input_scales: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
@@ -250,6 +255,7 @@ def compile_model(
     _one_of("oracle", options.oracle, ORACLES)
     _one_of("io", options.io, IO)
     _one_of("kernels", options.kernels, KERNELS)
+    _one_of("pack-activations", options.pack_activations, PACKING)
     limits = _limits(options)
     libraries = _libraries(options)
     core = target_core(options.target, options.board)
@@ -262,8 +268,9 @@ def compile_model(
     tell("generating C", 0, 1)
     family = options.kernels if options.kernels in ("packed", "shift") else ""
     fitted = fit(
-        graph, core, Goal(options.optimize), limits, libraries, family, _advice(options.board, core)
-    )
+        graph, core, Goal(options.optimize), limits, libraries, family,
+        _advice(options.board, core), options.pack_activations,
+    )  # fmt: skip
     schedule, memory, notes = fitted.schedule, fitted.plan, (*notes, *fitted.notes)
     generate_options = GenerateOptions(
         io=options.io,

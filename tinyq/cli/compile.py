@@ -73,6 +73,13 @@ def compile_command(
         Literal["int8", "float"],
         typer.Option(help="float adds C functions that quantize inputs and dequantize outputs."),
     ] = "int8",
+    pack_activations: Annotated[
+        Literal["auto", "never", "always"],
+        typer.Option(
+            help="Store activations of at most 16 values with 1, 2 or 4 bits: for --optimize size "
+            "and to meet --ram, never, or always where it makes the arena smaller."
+        ),
+    ] = "auto",
     ram: Annotated[str, typer.Option(metavar="32K", help="Most RAM for the arena.")] = "",
     flash: Annotated[
         str, typer.Option(metavar="128K", help="Most flash for constants and code.")
@@ -173,6 +180,7 @@ def compile_command(
         weights_all=weights_all,
         weights_layers=parse_formats(weights_layer or ()),
         weights_samples=weights_samples,
+        pack_activations=pack_activations,
         input_scales=parse_scales(input_scale or ()),
     )
     with progress(quiet or as_json) as tell:

@@ -42,6 +42,7 @@ def build_manifest(
         "arena_align": ALIGNMENT,
         "arena_lower_bound": plan.live_bytes,
         "buffers": [asdict(buffer) for buffer in buffers],
+        "packed": _packed(schedule),
         "constant_bytes": constant_bytes,
         "macs": sum(layer.macs for layer in schedule.layers),
         "instructions": schedule.instructions,
@@ -77,8 +78,29 @@ def _rows(schedule: Schedule, layer: Layer) -> dict[str, Any] | None:
     if rows is None:
         return None
     height = rows.of.type.shape[1]
-    of = {"of": rows.of.name, "layer": rows.layer}
-    return {**of, "start": rows.start, "stop": rows.stop, "height": height}
+    of: dict[str, Any] = {"of": rows.of.name, "layer": rows.layer}
+    of |= {"shape": list(rows.of.type.shape)}
+    part = {**of, "start": rows.start, "stop": rows.stop, "height": height}
+    return {**part, "packed": rows.packed is not None}
+
+
+def _packed(schedule: Schedule) -> list[dict[str, Any]]:
+    """The tensors that the arena holds packed: bits and levels of their codes, and their bytes."""
+    whole = {
+        rows.of: (rows.packed, value.type.bytes)
+        for value, rows in schedule.rows.items()
+        if rows.packed is not None and rows.stop - rows.start == rows.of.type.shape[1]
+    }
+    return [
+        {
+            "tensor": of.name,
+            "bits": attrs.storage.bits,
+            "levels": list(attrs.storage.levels),
+            "bytes": size,
+            "bytes_unpacked": of.type.bytes,
+        }
+        for of, (attrs, size) in whole.items()
+    ]
 
 
 def _exactness(layer: Layer) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from tinyq.ops.lut import Lut
 from tinyq.ops.matmul import MatMul
 from tinyq.ops.max_pool2d import MaxPool2d
 from tinyq.ops.mul import Mul
+from tinyq.ops.pack import Pack
 from tinyq.ops.packed import (
     Conv2dS8DspPacked,
     Conv2dS8Packed,
@@ -47,6 +48,7 @@ from tinyq.ops.slice import Slice
 from tinyq.ops.softmax import Softmax
 from tinyq.ops.sums import BucketSums, Conv2dS8Sums, DepthwiseS8Sums
 from tinyq.ops.transpose import Transpose
+from tinyq.ops.unpack import Unpack
 
 Conv2d.kernels += (Conv2dS8Columns(), DepthwiseS8Planes())
 Dense.kernels += (DenseS8Rows(),)
@@ -76,7 +78,7 @@ for _operator in (
     Conv2d(), Dense(), MatMul(), Add(), Mul(), Extremum(), Lut(), Rescale(), Curve(), Softmax(),
     AveragePool2d(), MaxPool2d(), ArgMax(), Concat(), Slice(), Pad(), Reshape(), Transpose(),
     ResizeNearest(), ResizeBilinear(), Rebase(), DenseDynamic(), Conv2dDynamic(), QuantizeReal(),
-    RealSum(), RealMean(),
+    RealSum(), RealMean(), Pack(), Unpack(),
 ):  # fmt: skip
     REGISTRY.add(_operator)
     _operator.kernels = (*_operator.kernels, *_CMSIS_NN.get(_operator.name, ()))

@@ -489,6 +489,21 @@ class RebaseParams:
 
 
 @dataclass(frozen=True)
+class PackParams:
+    """``ops/pack_s8.c.j2`` and ``ops/unpack_s8.c.j2``: rows of elements as codes of ``bits`` bits.
+
+    Code k is ``low`` + k, or given by a table. ``aligned``: every row of elements begins at a word.
+    """
+
+    rows: int
+    elements: int
+    bits: int
+    low: int
+    by_table: bool
+    aligned: bool
+
+
+@dataclass(frozen=True)
 class CopyParams:
     """``ops/copy_s8.c.j2``: y = x for ``bytes`` bytes; the types only name the operands."""
 

@@ -1,20 +1,20 @@
-"""Executes the first layers in stripes of rows, so that the largest tensors never exist whole.
+"""Executes layers in stripes of rows, so that the largest tensors never exist whole.
 
-The nodes up to a chosen one form the region. In every step each of them computes the rows that the
-next rows of the region's result need, from rows that it has not computed before: nothing is
+Some nodes that follow each other form a region. In every step each of them computes the rows that
+the next rows of the region's result need, from rows that it has not computed before: nothing is
 computed twice. Of its operand it keeps the rows that the next step needs too, at the head of the
 buffer that the next rows are written behind. In the graph that is plain: a slice of the old buffer,
 joined with the new rows; the memory planner lets the joins need no code, and the life of a row of
 the region's input end with its last reader.
 
-Nodes before the first one that works row by row run as they are. Convolutions of a stripe are
-convolutions with padding of their own: only the first ones are padded above, only the last ones
-below.
+Regions of the first layers begin with the first node that works row by row; those before it run as
+they are. Convolutions of a stripe are convolutions with padding of their own: only the first ones
+are padded above, only the last ones below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from tinyq.ir import DType, Graph, Node, Value
 from tinyq.ops import REGISTRY
 from tinyq.ops.base import RowWindow
 from tinyq.ops.concat import ConcatAttrs
+from tinyq.ops.pack import PackAttrs
 from tinyq.ops.slice import SliceAttrs
 
 _ROWS = 1
@@ -32,13 +33,24 @@ _ROWS = 1
 class Rows:
     """A tensor of the striped graph as rows ``start`` to ``stop`` of one of the graph before.
 
-    ``layer`` is the node that computes that one, empty for an input.
+    ``layer`` is the node that computes that one, empty for an input. ``packed``: how the rows are
+    stored, None as int8.
     """
 
     of: Value
     layer: str
     start: int
     stop: int
+    packed: PackAttrs | None = None
+
+
+@dataclass(frozen=True)
+class Region:
+    """Nodes ``start`` to ``stop`` (excluded), ``step`` rows of the last one's result at a time."""
+
+    start: int
+    stop: int
+    step: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +73,19 @@ class Striped:
 class AttrsCache:
     """Attributes of nodes for rows with some padding: equal ones are one object."""
 
-    _made: dict[tuple[Node, int, int], Any] = field(default_factory=dict)
+    _made: dict[tuple[str, int, int, int], tuple[Any, Any]] = field(default_factory=dict)
 
     def get(self, node: Node, top: int, bottom: int) -> Any:
         """The attributes for ``top`` and ``bottom`` rows of padding."""
-        key = (node, top, bottom)
-        if key not in self._made:
-            self._made[key] = REGISTRY[node.op].attrs_of_rows(node, top, bottom)
-        return self._made[key]
+        key = (node.op, id(node.attrs), top, bottom)
+        if key not in self._made:  # the node's own attributes are kept alive beside the made ones
+            self._made[key] = node.attrs, REGISTRY[node.op].attrs_of_rows(node, top, bottom)
+        return self._made[key][1]
 
 
 def first_striped(graph: Graph) -> int:
     """How many nodes precede the first one that can be executed in stripes."""
-    before = (k for k, node in enumerate(graph.nodes) if _is_striped(node))
+    before = (k for k, node in enumerate(graph.nodes) if is_striped(node))
     return next(before, len(graph.nodes))
 
 
@@ -85,7 +97,7 @@ def regions(graph: Graph) -> Iterator[int]:
     first = first_striped(graph)
     inside = {*graph.inputs, *(v for node in graph.nodes[:first] for v in node.outputs)}
     for count, node in enumerate(graph.nodes[first:], first + 1):
-        if not _is_striped(node):
+        if not is_striped(node):
             return
         inside.add(node.output)
         later = {v for other in graph.nodes[count:] for v in other.present_inputs}
@@ -94,7 +106,7 @@ def regions(graph: Graph) -> Iterator[int]:
             yield count
 
 
-def _is_striped(node: Node) -> bool:
+def is_striped(node: Node) -> bool:
     """Whether the node can compute some rows of its result from some of its operands'."""
     operator = REGISTRY.operators.get(node.op)
     window = operator.row_window(node) if operator is not None else None
@@ -114,7 +126,25 @@ def _is_striped(node: Node) -> bool:
 
 def stripe(graph: Graph, nodes: int, step: int, cache: AttrsCache | None = None) -> Striped:
     """The graph whose nodes up to ``nodes`` (of :func:`regions`) give ``step`` rows at a time."""
-    return _Striping(graph, nodes, step, cache or AttrsCache()).run()
+    region = Region(first_striped(graph), nodes, step)
+    return _Striping(graph, region, cache or AttrsCache()).run()
+
+
+def stripe_regions(
+    graph: Graph, chosen: Sequence[Region], cache: AttrsCache | None = None
+) -> tuple[Graph, dict[Value, Rows]]:
+    """The graph with regions anywhere in stripes, and what their tensors are.
+
+    Regions are in order and apart; of the tensors that the nodes of each make only the last one's
+    result is needed by others.
+    """
+    rows: dict[Value, Rows] = {}
+    cache = cache or AttrsCache()
+    for region in reversed(chosen):
+        striped = _Striping(graph, region, cache).run()
+        graph = striped.graph
+        rows.update(striped.rows)
+    return graph, rows
 
 
 class _Striping:
@@ -124,10 +154,10 @@ class _Striping:
     ones and the row at which that begins.
     """
 
-    def __init__(self, graph: Graph, nodes: int, step: int, cache: AttrsCache) -> None:
-        self.graph, self.count, self.step, self.cache = graph, nodes, step, cache
-        self.first = first_striped(graph)
-        self.region = graph.nodes[self.first : nodes]
+    def __init__(self, graph: Graph, region: Region, cache: AttrsCache) -> None:
+        self.graph, self.cache = graph, cache
+        self.first, self.count, self.step = region.start, region.stop, region.step
+        self.region = graph.nodes[self.first : self.count]
         self.result = self.region[-1].output
         self.readers: dict[Value, list[Node]] = {}
         for node in self.region:

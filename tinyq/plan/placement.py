@@ -147,7 +147,7 @@ class _Pair:
         """How far after the source's the output's buffer may begin too, and with which period."""
         for h in self.handovers:
             shift = h.operand_at - h.result_at
-            if shift % ALIGNMENT == 0 and (h.exact or h.phase) and self._fits(h, shift):
+            if shift % ALIGNMENT == 0 and (h.exact or h.phase) and self._fits(shift):
                 alone = self.source.end == h.time == self.output.start
                 if h.phase and alone:
                     return shift, math.lcm(h.phase, ALIGNMENT)
@@ -155,12 +155,20 @@ class _Pair:
                     return shift, _NEVER
         return 0, 0
 
-    def _fits(self, handover: Handover, shift: int) -> bool:
-        """Whether nothing but the operand is overwritten with the buffers ``shift`` bytes apart."""
+    def _fits(self, shift: int) -> bool:
+        """Whether nothing but operands is overwritten with the buffers ``shift`` bytes apart."""
+        alike = {
+            h.time: h for h in self.handovers
+            if (h.exact or h.phase) and h.operand_at - h.result_at == shift
+        }  # fmt: skip
         for start, end, a, b in self.common:
             apart = shift + a.high <= b.low or shift + a.low >= b.high
-            if not apart and not start == end == handover.time:
+            if not apart and not (start == end and start in alike):
                 return False
+        return all(self._spares(h, shift) for h in alike.values())
+
+    def _spares(self, handover: Handover, shift: int) -> bool:
+        """Whether what is read later, and was written before, is left as it is."""
         low = shift + handover.result_at
         later, earlier = self.source.at(handover.time + 1), self.output.at(handover.time - 1)
         if later is not None and low < later.high and low + handover.written > later.low:

@@ -70,21 +70,24 @@ def _has_code(parts: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _merged(name: str, parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    if not parts[0].get("rows"):
+    if len(parts) == 1 and not parts[0].get("rows"):
         return parts[0]
     computing = [p for p in parts if p["name"].startswith(f"{name}@") and p["macs"]] or [
-        p for p in parts if p["op"] not in ("slice", "concat")
+        p for p in parts if p["op"] not in ("slice", "concat", "pack", "unpack")
     ]
-    first = (computing or parts)[0]
-    height = first["rows"]["height"]
+    # A table whose results are packed is looked up as they are.
+    computing = computing or [p for p in parts if p["op"] == "pack"] or [parts[0]]
+    first = computing[0]
+    rows = first.get("rows")
+    stripes = f"in {len(computing)} stripes; " if len(computing) > 1 else ""
     return {
         **first,
         "name": name,
-        "shape": [first["shape"][0], height, *first["shape"][2:]],
+        "shape": rows["shape"] if rows else first["shape"],
         "macs": sum(part["macs"] for part in parts),
         "instructions": sum(part["instructions"] for part in parts),
         "live_bytes": max(part["live_bytes"] for part in parts),
-        "reason": f"in {len(computing)} stripes; {first['reason']}",
+        "reason": f"{stripes}{first['reason']}",
     }
 
 

@@ -19,6 +19,7 @@ from tinyq.emulate.network import RunOptions, run_everywhere
 from tinyq.emulate.trace import RunTrace
 from tinyq.errors import error
 from tinyq.ir import AnyArray, Graph
+from tinyq.quant.storage import Storage
 from tinyq.target import load_board, load_core
 from tinyq.verification.compare import Comparison, compare
 from tinyq.verification.reference import interpret
@@ -273,14 +274,23 @@ class _Reference:
     oracle_layers: dict[str, int]
     steps: dict[str, Step]
 
-    def tensor_of(self, layer: Mapping[str, Any]) -> AnyArray | None:
-        """What a layer of the manifest has to compute: for a stripe, its rows of a tensor."""
+    def tensor_of(
+        self, layer: Mapping[str, Any], storages: Mapping[str, Storage]
+    ) -> AnyArray | None:
+        """What a layer of the manifest has to compute: for a stripe, its rows of a tensor.
+
+        ``storages`` are those of packed tensors, by name.
+        """
         rows = layer.get("rows")
         found = self.tensors.get(rows["of"] if rows else layer["output"])
         if found is None or not rows:
             return found
         row = found.shape[1] // rows["height"]
-        return found[:, rows["start"] * row : rows["stop"] * row]
+        part = found[:, rows["start"] * row : rows["stop"] * row]
+        if not rows.get("packed"):
+            return part
+        elements = part.astype(np.int8).reshape(-1, row)
+        return storages[rows["of"]].pack(elements).reshape(len(part), -1)
 
     def oracle_different(self, layer: Mapping[str, Any], last: Mapping[str, int]) -> int | None:
         """Elements at which the oracle differs; of all stripes together beside the last one.
@@ -423,11 +433,15 @@ def _layers(
     counted = next((r.trace.layer_instructions for r in runs if r.trace.layer_instructions), {})
     made = []
     last: dict[str, int] = {}
+    storages = {
+        entry["tensor"]: Storage(entry["bits"], tuple(entry["levels"]))
+        for entry in manifest.get("packed", ())
+    }
     for rows in filter(None, (entry.get("rows") for entry in manifest["layers"])):
         last[rows["of"]] = max(last.get(rows["of"], 0), rows["stop"])
     for entry in manifest["layers"]:
         name, index = entry["name"], entry["index"]
-        wanted = reference.tensor_of(entry)
+        wanted = reference.tensor_of(entry, storages)
         traced = [(run.trace.layers or {}).get(name) for run in runs]
         different = None
         if wanted is not None and all(got is not None for got in traced):
