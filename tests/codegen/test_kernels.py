@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from codegen.fakes import lut_call, schedule_of, tensor
 from codegen.host import UNDEFINED, Instance, build, program_of
 
 from tinyq.ir import AnyArray, DType, Value
 from tinyq.ops.base import KernelCall, PackedConstant
+from tinyq.ops.pack import PackAttrs, pack_params
 from tinyq.ops.params import (
     AddParams,
     AvgPool2dParams,
@@ -37,6 +39,7 @@ from tinyq.ops.params import (
     merged_permutation,
 )
 from tinyq.quant import Fix
+from tinyq.quant.storage import Storage
 
 LONG_MULTIPLY = ((), ("-DTINYQ_NO_LONG_MULTIPLY=1",))
 
@@ -280,6 +283,26 @@ def _plain(kernel: str, params: Any, *constants: PackedConstant) -> KernelCall:
     return KernelCall(kernel, f"ops/{kernel}.c.j2", params, constants)
 
 
+APOT = (-128, -127, -126, -124, -120, -119, -118, -116, -112, -96, -95, -94, -92, -88, -80, -64)
+PACKED = [
+    (1, 1, 4, tuple(range(-128, -112))), (3, 1, 2, (-2, -1, 0, 1)), (2, 3, 4, APOT),
+    (3, 4, 4, tuple(range(-8, 8))), (2, 7, 4, tuple(range(112, 128))), (2, 8, 4, tuple(range(11))),
+    (3, 8, 2, (0, 1, 2, 4)), (2, 9, 4, APOT), (3, 12, 2, (-128, -127, -126, -125)),
+    (2, 16, 4, APOT), (3, 33, 1, (-1, 0)), (1, 64, 1, (-1, 1)), (2, 41, 4, tuple(range(-8, 8))),
+]  # fmt: skip
+"""Rows, elements of a row, bits, levels."""
+
+
+def by_hand(codes: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int8]:
+    """Byte i of each word of four holds the codes of elements i, i + 4, ... of its group."""
+    group = 32 // bits
+    packed = np.zeros((len(codes), -(-codes.shape[1] // group) * 4), np.int64)
+    for (row, k), code in np.ndenumerate(codes):
+        within = k % group
+        packed[row, k // group * 4 + within % 4] |= int(code) << (bits * (within // 4))
+    return packed.astype(np.uint8).view(np.int8)
+
+
 def movement_cases() -> list[Case]:
     """Kernels that only move or look up bytes."""
     cases: list[Case] = []
@@ -344,6 +367,23 @@ def movement_cases() -> list[Case]:
     table = random_s8(5, 256)
     every = np.arange(-128, 128, dtype=np.int8)
     add(lut_call(table, 256), table[every.view(np.uint8)], every)
+    for seed, (rows, elements, bits, levels) in enumerate(PACKED):
+        picks = np.random.default_rng(seed).integers(0, len(levels), (rows, elements))
+        x, packed = np.array(levels, np.int8)[picks], by_hand(picks, bits)
+        run = levels[-1] - levels[0] < len(levels)
+        storage = Storage(bits, levels)
+        attrs = PackAttrs(storage, 1, elements)
+        params = pack_params(attrs, rows, by_table=not run)
+        whole = np.array((*levels, *[0] * (2**bits - len(levels))), np.int8)
+        codes = PackedConstant("codes", storage.codes(), "uint8_t")
+        entries = PackedConstant("levels", whole, "int8_t")
+        words = ("tinyq_words.h",)
+        call = _plain("pack_s8", params, *[] if run else [codes])
+        add(replace(call, includes=words), packed, x)
+        call = _plain("unpack_s8", params, *[] if run else [entries])
+        add(replace(call, includes=words), x, packed)
+        assert np.array_equal(storage.pack(x), packed)
+        assert np.array_equal(storage.unpack(packed, elements), x)
     tables = random_s8(6, 3, 256)
     x = random_s8(7, 1, 5, 3)
     picked = np.stack([tables[c][x[..., c].view(np.uint8)] for c in range(3)], axis=-1)

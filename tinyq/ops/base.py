@@ -216,6 +216,8 @@ class Operator(ABC):
     """One line for `tinyq ops` and the README."""
     onnx: ClassVar[tuple[str, ...]]
     """ONNX operators that lower to this one, for the table of what is supported."""
+    stores: ClassVar[bool] = False
+    """Whether it computes nothing and no model has it: it is about how tensors lie in memory."""
     kernels: tuple[Kernel, ...] = ()
 
     @abstractmethod

@@ -46,6 +46,7 @@ class Pack(Operator):
     name: ClassVar[str] = "pack"
     summary: ClassVar[str] = "Activations of few values, stored with 1, 2 or 4 bits"
     onnx: ClassVar[tuple[str, ...]] = ()
+    stores: ClassVar[bool] = True
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
         """Rows, each of whole words."""

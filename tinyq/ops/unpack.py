@@ -19,6 +19,7 @@ class Unpack(Operator):
     name: ClassVar[str] = "unpack"
     summary: ClassVar[str] = "Stored activations of few values, as int8 for the next layer"
     onnx: ClassVar[tuple[str, ...]] = ()
+    stores: ClassVar[bool] = True
 
     def infer(self, node: Node) -> tuple[TensorType, ...]:
         """The rows before they were packed."""

@@ -52,9 +52,9 @@ class PackedSchedule:
         tensors = "tensor is" if len(self.stored) == 1 else "tensors are"
         step = max(region.step for region in self.regions)
         return (
-            f"{len(self.stored)} {tensors} packed, {widths} bits an element, and their layers run "
-            f"in stripes of at most {step} rows: {after:,} bytes of arena, not {before:,}, "
-            f"{more:+.1f}% instructions (estimate)"
+            f"{len(self.stored)} {tensors} packed, {widths} bits an element, and the layers around "
+            f"run in stripes of at most {step} row{'s' if step > 1 else ''}: {after:,} bytes of "
+            f"arena, not {before:,}, {more:+.1f}% instructions (estimate)"
         )
 
 
@@ -97,7 +97,7 @@ class PackSearch:
     def _tried(self, whole: Schedule, budget: int) -> Iterator[PackedSchedule]:
         """With stripes of every step, whatever they need."""
         bounds, stored = self._cut(whole, budget)
-        if not stored:
+        if not stored or not bounds:
             return
         nodes = whole.graph.nodes
         for step in _STEPS:
