@@ -11,6 +11,7 @@ from tinyq.ops.conv2d_dsp import geometry_of
 from tinyq.ops.dsp_products import overlap_of
 from tinyq.ops.params import Conv2dParams, RequantParams
 from tinyq.ops.windows import overlap_distance
+from tinyq.plan.placement import Handover, Segment, Span, place
 
 CASES = [
     (h, w, c, o, k, s, p)
@@ -90,3 +91,21 @@ def test_distances_are_tight_where_windows_do_not_meet_padding() -> None:
     assert overlap_distance((6, 6, 4), (6, 6, 4), (1, 1), (0, 0)) == 4
     assert not survives((6, 6, 4, 4, 1, 1, 0), 2, 0)
     assert overlap_distance((6, 6, 4), (4, 4, 4), (1, 1), (0, 0)) == 4
+
+
+def test_rows_in_place_one_after_another() -> None:
+    """A result that grows row by row over an operand whose rows end one by one."""
+    rows, size = 4, 32
+    last = rows * size
+    operand = Span(last, (
+        Segment(0, 1, 0, last), *(Segment(k + 1, k + 1, k * size, last) for k in range(1, rows)),
+    ))  # fmt: skip
+    result = Span(last, tuple(
+        Segment(k + 1, k + 1 if k < rows - 1 else 9, 0, (k + 1) * size) for k in range(rows)
+    ))  # fmt: skip
+    handovers = {
+        (1, 0): [Handover(k + 1, k * size, size, k * size, exact=True) for k in range(rows)]
+    }
+    assert place([operand, result], handovers) == [0, 0]
+    # One row that is written before it is read for the last time keeps them apart.
+    assert len(set(place([operand, result], {(1, 0): handovers[1, 0][1:]}))) == 2

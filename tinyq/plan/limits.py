@@ -17,6 +17,7 @@ from tinyq.ir import Graph
 from tinyq.plan.exchange import Exchange, Peaks
 from tinyq.plan.memory import MemoryPlan, plan, plan_shared
 from tinyq.plan.order import order_layers
+from tinyq.plan.packed import Packing
 from tinyq.plan.price import Cost, flash_estimate, price, price_within
 from tinyq.plan.refusal import flash_problem, ram_problem
 from tinyq.plan.remedies import Proposal, Remedy
@@ -26,6 +27,9 @@ from tinyq.target import Core
 
 Advice = Callable[[int, int], str]
 """Told the least bytes of arena and of flash that were found."""
+
+_LITTLE = 1.1
+"""Times the instructions that packed activations may take where they are asked for."""
 
 _PLACEMENTS = 8
 """Schedules that are placed at most to meet limits, of the asked goal and again of all."""
@@ -83,13 +87,14 @@ def parse_bytes(text: str) -> int:
 
 def fit(
     graph: Graph, core: Core, goal: Goal, limits: Limits, libraries: Libraries | None = None,
-    family: str = "", advise: Advice | None = None,
+    family: str = "", advise: Advice | None = None, packing: str = "auto",
 ) -> Fitted:  # fmt: skip
     """Select and plan within ``limits``.
 
     Where the choice without limits does not keep them, the cheapest one that does is taken, of all
     combinations of kernels with less scratch and remedies; then the smaller goals' kernels compete
-    too.
+    too. ``packing`` says whether activations of few values may be packed: where that costs least
+    (``auto``), ``never``, or ``always`` where it makes the arena smaller at little cost.
 
     ``libraries`` and ``family`` are those of :func:`tinyq.select.select`. ``advise`` adds to the
     remedies what else would help.
@@ -101,8 +106,13 @@ def fit(
         return _ordered(select(graph, core, attempt, libraries=libraries, family=family))
 
     usual = selected(goal)
-    remedies = (Stripes(usual.schedule.graph, core, libraries, family),)
+    remedies: tuple[Remedy, ...] = (Stripes(usual.schedule.graph, core, libraries, family),)
+    packed = Packing(usual.schedule.graph, core, libraries, family)
+    if packing != "never":
+        remedies = (*remedies, packed)
     found = _cheapest(usual, remedies if goal is Goal.SIZE else ())
+    if packing == "always":
+        found = _smallest(found, usual, packed)
     if limits.allow(found.plan, flash_estimate(found.schedule)):
         return found
     search = _Search(usual, limits, remedies)
@@ -172,6 +182,24 @@ def _cheapest(usual: Fitted, remedies: Sequence[Remedy]) -> Fitted:
         if reached < highest:
             best, highest = found, reached
     return best
+
+
+def _smallest(found: Fitted, usual: Fitted, remedy: Remedy) -> Fitted:
+    """What the remedy makes smallest at little cost, if it is smaller than what was found."""
+    most = max(Peaks(found.schedule).needed.values(), default=0) - 1
+    options = [
+        _Option(usual, proposal, peaks, exchange)
+        for proposal in remedy.proposals(usual.schedule, most)
+        for peaks in (Peaks(proposal.schedule),)
+        for exchange in peaks.exchanges()
+    ]
+    slowest = _LITTLE * found.schedule.instructions
+    little = [o for o in options if o.exchange.schedule.instructions <= slowest]
+    for option in sorted(little, key=lambda option: option.exchange.needed)[:_PLACEMENTS]:
+        other = option.place()
+        if other.plan.arena_bytes < found.plan.arena_bytes:
+            found = other
+    return found
 
 
 @dataclass(frozen=True, eq=False)
