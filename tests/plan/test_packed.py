@@ -141,11 +141,10 @@ def test_packed_on_the_emulated_core(
     assert packs
     assert all(layer.different == 0 for layer in report.layers if layer.different is not None)
     assert all(layer.different == 0 for layer in packs)
-    layers = merged(manifest["layers"])
     names = [layer["name"] for layer in whole.program.manifest["layers"]]
-    assert [layer["name"] for layer in layers] == [name for name in names if name in {
-        layer["name"] for layer in layers
-    }]  # fmt: skip
+    found = [layer["name"] for layer in merged(manifest["layers"])]
+    # Rows of an input are copied where they are not aligned: no layer of the whole network.
+    assert [name for name in found if name in names] == [name for name in names if name in found]
 
 
 def test_a_limit_is_met_by_packing(tmp_path: Path) -> None:

@@ -187,15 +187,14 @@ def _cheapest(usual: Fitted, remedies: Sequence[Remedy]) -> Fitted:
 def _smallest(found: Fitted, usual: Fitted, remedy: Remedy) -> Fitted:
     """What the remedy makes smallest at little cost, if it is smaller than what was found."""
     most = max(Peaks(found.schedule).needed.values(), default=0) - 1
-    options = [
-        _Option(usual, proposal, peaks, exchange)
-        for proposal in remedy.proposals(usual.schedule, most)
-        for peaks in (Peaks(proposal.schedule),)
-        for exchange in peaks.exchanges()
-    ]
     slowest = _LITTLE * found.schedule.instructions
-    little = [o for o in options if o.exchange.schedule.instructions <= slowest]
-    for option in sorted(little, key=lambda option: option.exchange.needed)[:_PLACEMENTS]:
+    options = []
+    for proposal in remedy.proposals(usual.schedule, most):
+        peaks = Peaks(proposal.schedule)
+        little = [e for e in peaks.exchanges() if e.schedule.instructions <= slowest]
+        if little:
+            options.append(_Option(usual, proposal, peaks, little[-1]))
+    for option in sorted(options, key=lambda option: option.exchange.needed)[:_PLACEMENTS]:
         other = option.place()
         if other.plan.arena_bytes < found.plan.arena_bytes:
             found = other
