@@ -120,3 +120,20 @@ def test_other_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = rescaled(sums(X), np.full(5, 0.01, np.float32))
     assert np.array_equal(results[0], wanted)
     assert np.array_equal(results[1].astype(int) + 128, wanted)
+
+
+@pytest.mark.parametrize("between", ["QLinearConcat", "MaxPool"])
+def test_layers_behind_others(between: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The type of an activation is known behind operators whose first input is a scale, too."""
+    monkeypatch.setattr(whole_sums, "saturates", lambda: True)
+    initializers, scales = constants(False, True)
+    node = helper.make_node("MaxPool", ["x"], ["m"], kernel_shape=[1, 1])
+    if between == "QLinearConcat":
+        inputs = ["xs", "xz", "x", "xs", "xz"]
+        node = helper.make_node(between, inputs, ["m"], domain="com.microsoft", axis=1)
+    names = ["m", "xs", "xz", "w", "ws", "wz", "ys", "yz"]
+    given = model([node, helper.make_node("QLinearConv", names, ["y"])], initializers, 2)
+    given.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    edited = whole_sums.with_whole_sums(given)
+    assert edited.graph.node[1].input[3] != "w"
+    assert np.array_equal(computed(edited), rescaled(sums(X), scales))

@@ -34,6 +34,7 @@ _INTEGER = {
     "MatMulInteger": _Weights(0, 1, 3),
     "ConvInteger": _Weights(0, 1, 3),
 }
+_BYTES = (TensorProto.UINT8, TensorProto.INT8)
 _DEQUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -78,13 +79,17 @@ class _Rewriter:
         self.types = self._types()
 
     def _types(self) -> dict[str, int]:
-        """Type of the integers that each value has, or had before it was dequantized."""
+        """Type of the integers that each value has, or had before it was dequantized.
+
+        What neither quantizes nor dequantizes passes on that of its first input of 8 bits.
+        """
         types = {v.name: v.type.tensor_type.elem_type for v in self.graph.input}
         types |= {name: tensor.data_type for name, tensor in self.constants.items()}
         for node in self.graph.node:
             if node.op_type == "Constant":
                 continue
-            found = types.get(node.input[0], 0) if node.input else 0
+            of_inputs = (types.get(name, 0) for name in node.input)
+            found = next((t for t in of_inputs if t in _BYTES), 0)
             if node.op_type == "DynamicQuantizeLinear":
                 found = TensorProto.UINT8
             elif node.op_type == "QuantizeLinear":
