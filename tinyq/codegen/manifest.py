@@ -41,6 +41,7 @@ def build_manifest(
         "arena_bytes": plan.arena_bytes,
         "arena_align": ALIGNMENT,
         "arena_lower_bound": plan.live_bytes,
+        "arena_method": plan.method,
         "buffers": [asdict(buffer) for buffer in buffers],
         "packed": _packed(schedule),
         "constant_bytes": constant_bytes,

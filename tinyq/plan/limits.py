@@ -15,12 +15,13 @@ from heapq import heapify, heappop, heappush
 from tinyq.errors import TinyqError, error
 from tinyq.ir import Graph
 from tinyq.plan.exchange import Exchange, Peaks
-from tinyq.plan.memory import MemoryPlan, plan, plan_shared
+from tinyq.plan.memory import MemoryPlan, plan, plan_exactly, plan_shared
 from tinyq.plan.order import order_layers
 from tinyq.plan.packed import Packing
 from tinyq.plan.price import Cost, flash_estimate, price, price_within
 from tinyq.plan.refusal import flash_problem, ram_problem
 from tinyq.plan.remedies import Proposal, Remedy
+from tinyq.plan.solve import available
 from tinyq.plan.stripes import Stripes
 from tinyq.select import Goal, Libraries, Schedule, select
 from tinyq.target import Core
@@ -36,6 +37,8 @@ _PLACEMENTS = 8
 
 _MOST_FLASH = 0.03
 """Part of the flash that a remedy may cost where no limit asks for it."""
+
+_NO_SOLVER = "OR-tools is not installed: pip install 'tinyq[solver]'"
 
 _SMALLER = (Goal.SPEED, Goal.BALANCED, Goal.SIZE)
 """Each goal gives less flash than the one before."""
@@ -63,18 +66,20 @@ class Limits:
 class Fitted:
     """What was chosen, and a note on everything that moved the choice.
 
-    ``general`` are the notes that hold with other kernels too, ``exchanged`` is that on kernels.
+    ``general`` are the notes that hold with other kernels too, ``exchanged`` is that on kernels,
+    ``placed`` that on the solver.
     """
 
     schedule: Schedule
     plan: MemoryPlan
     general: tuple[str, ...] = ()
     exchanged: str = ""
+    placed: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Every note."""
-        return (*self.general, *([self.exchanged] if self.exchanged else []))
+        return (*self.general, *(note for note in (self.exchanged, self.placed) if note))
 
 
 def parse_bytes(text: str) -> int:
@@ -94,7 +99,9 @@ def fit(
     Where the choice without limits does not keep them, the cheapest one that does is taken, of all
     combinations of kernels with less scratch and remedies; then the smaller goals' kernels compete
     too. ``packing`` says whether activations of few values may be packed: where that costs least
-    (``auto``), ``never``, or ``always`` where it makes the arena smaller at little cost.
+    (``auto``), ``never``, or ``always`` where it makes the arena smaller at little cost. What is
+    chosen is placed by the solver (:mod:`tinyq.plan.solve`) if the heuristic leaves something to
+    find, and so is what was tried before a limit is refused.
 
     ``libraries`` and ``family`` are those of :func:`tinyq.select.select`. ``advise`` adds to the
     remedies what else would help.
@@ -114,9 +121,9 @@ def fit(
     if packing == "always":
         found = _smallest(found, usual, packed)
     if limits.allow(found.plan, flash_estimate(found.schedule)):
-        return found
+        return _solved(found)
     search = _Search(usual, limits, remedies)
-    search.tried.append((found.schedule, found.plan))
+    search.tried.append(found)
     met = search.run([usual])
     if met is None:
         smaller = _SMALLER[_SMALLER.index(goal) + 1 :]
@@ -125,12 +132,15 @@ def fit(
             for attempt, found in ((a, selected(a)) for a in smaller)
         ]
         met = search.run(others) if others else None
+    met = met or search.solved()
     if met is not None:
-        return met
-    tried = search.tried
+        return _solved(met)
+    tried = [(found.schedule, found.plan) for found in search.tried]
     problems = [*ram_problem(tried, limits.ram), *flash_problem(tried, limits.flash)]
     arena = min(memory.arena_bytes for _, memory in tried)
     more = advise(arena, min(flash_estimate(s) for s, _ in tried)) if advise is not None else ""
+    if search.placeable() and not available():
+        more = f"A better placement may keep the limit, but {_NO_SOLVER}. {more}"
     raise TinyqError([replace(p, remedy=f"{p.remedy} {more}".strip()) for p in problems])
 
 
@@ -147,6 +157,23 @@ def _ordered(schedule: Schedule) -> Fitted:
             )
             return Fitted(*other, (note,))
     return Fitted(*first)
+
+
+def _solved(found: Fitted) -> Fitted:
+    """As the solver places it, with a note where the bytes that are needed were not reached."""
+    before, memory = found.plan, plan_exactly(found.schedule, found.plan)
+    if found.placed or before.arena_bytes == before.live_bytes:
+        return found
+    note = f"{memory.arena_bytes:,} bytes of arena"
+    if memory.arena_bytes < before.arena_bytes:
+        note = f"placed by the solver: {note}, not {before.arena_bytes:,}"
+    else:
+        note = f"placed by the heuristic: {note}, at least {memory.live_bytes:,} are needed"
+    if memory.method == "solver, proved least":
+        note += "; the solver has proved that no placement takes fewer"
+    elif not available():
+        note += f"; {_NO_SOLVER} to search for fewer"
+    return replace(found, plan=memory, placed=note)
 
 
 def _cheapest(usual: Fitted, remedies: Sequence[Remedy]) -> Fitted:
@@ -242,7 +269,7 @@ class _Search:
     def __init__(self, usual: Fitted, limits: Limits, remedies: Sequence[Remedy]) -> None:
         self.goal, self.limits, self.remedies = usual.schedule.goal, limits, remedies
         self.usual = Cost.of(usual.schedule, usual.plan.arena_bytes)
-        self.tried: list[tuple[Schedule, MemoryPlan]] = []
+        self.tried: list[Fitted] = []
 
     def run(self, bases: Sequence[Fitted]) -> Fitted | None:
         """The cheapest that is derived from ``bases``; None where none keeps the limits."""
@@ -263,21 +290,40 @@ class _Search:
                 break
             _, number, option = heappop(waiting)
             found = option.place()
-            self.tried.append((found.schedule, found.plan))
-            if self.limits.allow(found.plan, flash_estimate(found.schedule)):
+            self.tried.append(found)
+            if self._allow(found):
                 return found
             # Placed it takes more than the least that it needs: the same with smaller peaks.
             smaller = option.peaks.within(option.exchange.needed - 1)
             if found.plan.arena_bytes > limit and smaller is not None:
                 entry = self._price(smaller), number, replace(option, exchange=smaller)
                 heappush(waiting, entry)
-        if hopeless and all(memory.arena_bytes > limit for _, memory in self.tried):
+        if hopeless and all(found.plan.arena_bytes > limit for found in self.tried):
             base, proposal, peaks = min(hopeless, key=lambda entry: max(entry[2].needed.values()))
             exchange = peaks.within(peaks.least_beyond(limit))
             assert exchange is not None
-            found = _Option(base, proposal, peaks, exchange).place()
-            self.tried.append((found.schedule, found.plan))
+            self.tried.append(_Option(base, proposal, peaks, exchange).place())
         return None
+
+    def placeable(self) -> list[int]:
+        """Those tried which the heuristic has not placed within the limit, but something may."""
+        limit = self.limits.ram
+        plans = [found.plan for found in self.tried]
+        return [
+            k for k, memory in enumerate(plans)
+            if limit is not None and memory.live_bytes <= limit < memory.arena_bytes
+        ]  # fmt: skip
+
+    def solved(self) -> Fitted | None:
+        """The first of those tried that keeps the limits where the solver places it."""
+        for k in self.placeable():
+            self.tried[k] = _solved(self.tried[k])
+            if self._allow(self.tried[k]):
+                return self.tried[k]
+        return None
+
+    def _allow(self, found: Fitted) -> bool:
+        return self.limits.allow(found.plan, flash_estimate(found.schedule))
 
     def _limit(self, bases: Sequence[Fitted]) -> int:
         """On the arena; where there is none, that of the largest base."""

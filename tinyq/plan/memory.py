@@ -13,13 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 from tinyq.ir import Value
 from tinyq.ops.base import KernelCall
 from tinyq.plan.placement import ALIGNMENT, Handover, Segment, Span, fullness, fullness_at, place
 from tinyq.plan.sharing import share_memory
+from tinyq.plan.solve import solve
 from tinyq.plan.verify import verify_plan
 from tinyq.select import Layer, Schedule
+
+Method = Literal["heuristic", "solver", "solver, proved least"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,8 @@ class MemoryPlan:
     ``overlays`` names the input whose memory each layer's output covers (alias, in place, or in
     part), or None.
     ``live_bytes`` is the largest number of bytes that are live at one time: no placement of these
-    buffers is smaller.
+    buffers is smaller. ``method`` is what found the offsets, or has proved that none take less
+    where ``live_bytes`` is not reached.
     """
 
     arena_bytes: int
@@ -39,6 +44,7 @@ class MemoryPlan:
     offsets: Mapping[Value, int]
     scratch: tuple[int | None, ...]
     overlays: tuple[Value | None, ...]
+    method: Method = "heuristic"
 
 
 def plan(schedule: Schedule) -> MemoryPlan:
@@ -58,6 +64,25 @@ def plan_shared(schedule: Schedule) -> tuple[Schedule, MemoryPlan]:
     if shared.arena_bytes <= apart.arena_bytes:
         return joined, shared
     return schedule, apart
+
+
+def plan_exactly(schedule: Schedule, known: MemoryPlan) -> MemoryPlan:
+    """A smaller plan for a schedule than the one ``known``, or that none is: by the solver.
+
+    The same object where it has the least bytes that are needed, without OR-tools, and where the
+    solver neither finds fewer nor proves that there are none. A new one is proved like every plan.
+    """
+    if known.method != "heuristic" or known.arena_bytes == known.live_bytes:
+        return known
+    problem = Problem(schedule)
+    placed = problem.placed(known)
+    solved = solve(problem.spans, problem.handovers, placed, known.live_bytes)
+    if solved is None or (solved.offsets == placed and not solved.proved):
+        return known
+    method: Method = "solver, proved least" if solved.proved else "solver"
+    found = replace(problem.plan(solved.offsets), method=method)
+    verify_plan(schedule, found)
+    return found
 
 
 class _Buffers:
@@ -182,6 +207,14 @@ class Problem:
             overlays=tuple(_overlaid(layer, offsets) for layer in schedule.layers),
         )
 
+    def placed(self, known: MemoryPlan) -> list[int]:
+        """Where a plan has each span."""
+        scratch = [known.scratch[layer.index] for layer in self.with_scratch]
+        return [
+            *(known.offsets[root] for root in self.index),
+            *(offset for offset in scratch if offset is not None),
+        ]
+
 
 def _plan(schedule: Schedule) -> MemoryPlan:
     problem = Problem(schedule)
@@ -234,4 +267,4 @@ def _overlaid(layer: Layer, offsets: Mapping[Value, int]) -> Value | None:
     return None
 
 
-__all__ = ["ALIGNMENT", "MemoryPlan", "Problem", "plan", "plan_shared"]
+__all__ = ["ALIGNMENT", "MemoryPlan", "Problem", "plan", "plan_exactly", "plan_shared"]

@@ -200,8 +200,9 @@ def _memory(subject: Page) -> _Section:
     manifest = subject.manifest
     apart = sum(b["bytes"] for b in manifest["buffers"])
     text = (
-        f"The arena has {count(manifest['arena_bytes'])} bytes; no placement of these buffers has "
-        f"fewer than {count(manifest['arena_lower_bound'])}. Apart they would take {count(apart)}. "
+        f"The arena has {count(manifest['arena_bytes'])} bytes ({manifest['arena_method']}); no "
+        f"placement of these buffers has fewer than {count(manifest['arena_lower_bound'])}. Apart "
+        f"they would take {count(apart)}. "
         "Where rectangles overlap, a kernel writes over what it has read."
     )
     return _Section("memory", "Memory over time", text, charts.memory_chart(manifest))
