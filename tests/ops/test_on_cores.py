@@ -62,12 +62,13 @@ def everything() -> Model:
 
 
 @pytest.mark.qemu
-def test_tables_on_a_cortex_m4(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["cortex-m4", "cortex-m3", "cortex-m55"])
+def test_tables(target: str, tmp_path: Path) -> None:
     model = everything()
     for tool in ("arm-none-eabi-gcc", "qemu-system-arm"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    chosen = select(model.graph, load_core("cortex-m4"), Goal.SPEED)
+    chosen = select(model.graph, load_core(target), Goal.SPEED)
     options = GenerateOptions(model=model.proto.SerializeToString())
     write_program(generate(chosen, plan(chosen), "tables", options), tmp_path / "tables")
     graph = model.graph
