@@ -32,7 +32,7 @@ from tinyq.ops.fixed_point import FixedPointAttrs, FixedPointMul
 from tinyq.ops.lowering import Emitter, Island
 from tinyq.ops.params import MulParams, PairTwiceParams
 from tinyq.ops.wide_pair import WideMul, WidePairS16, lower_wide_mul
-from tinyq.quant import Requant, Staircase, synthesize
+from tinyq.quant import Requant, Staircase, build_staircase, synthesize
 from tinyq.quant.requantize import raw_levels
 from tinyq.target import Core
 
@@ -123,7 +123,10 @@ def synthesize_mul(wanted: Pairs, scale: float, zeros: tuple[int, int, int]) -> 
     lo, hi = np.array([int(acc.min())]), np.array([int(acc.max())])
     best: MulAttrs | None = None
     for thresholds in _thresholds(wanted, acc, scale, zeros[2]):
-        stair = Staircase(lo, hi, qmax - thresholds.shape[1], qmax, thresholds)
+        if thresholds.shape[1]:
+            stair = Staircase(lo, hi, qmax - thresholds.shape[1], qmax, thresholds)
+        else:
+            stair = build_staircase(np.zeros_like, lo, hi, qmax, qmax)
         requant = synthesize(stair, np.array([scale]))
         attrs = MulAttrs(zeros[0], zeros[1], replace(requant, fixes=()))
         levels = attrs.levels(CODES[:, None], CODES[None, :])
@@ -140,13 +143,15 @@ def _thresholds(
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Products int64 [1, levels] at which levels begin, for each rule of rounding halves.
 
+    None where there is one output alone.
+
     Few integers are products of two, so a threshold is free between two of them: it is taken next
     to the ideal one. The oracle rounds the factors before their product, so outputs at one product
     may differ: there the majority decides, and fixes do the rest.
     """
     qmin, qmax = int(wanted.min()), int(wanted.max())
     if qmin == qmax:
-        yield np.full((1, 1), acc.min())
+        yield np.empty((1, 0), np.int64)
         return
     levels = np.arange(qmin + 1, qmax + 1)
     products, inverse = np.unique(acc, return_inverse=True)

@@ -134,8 +134,7 @@ def _mul(node: Node) -> Any:
     quants, problem = _pair(node)
     if not isinstance(attrs, MulAttrs) or problem:
         return problem or attrs
-    # A product that is always the lowest output has a neighbour that nothing reaches, below int8.
-    limits = (max(attrs.requant.qmin, -128), min(attrs.requant.qmax, 127))
+    limits = (attrs.requant.qmin, attrs.requant.qmax)
     made = FixedPointMul.of(_scales(quants), _zeros(quants), limits)
     return made.problem() or made
 
