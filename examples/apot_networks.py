@@ -187,6 +187,7 @@ def tinyq_network(net: Published, ends: str = "int8") -> fx.GraphModule:
     for quantizer in act_quantizers(prepared).values():
         quantizer.observer.rule = "max"
     tinyq.learn.calibrate(prepared, images.split(128), keep=known)
+    tinyq.learn.align_biases(prepared)
     return prepared.eval()
 
 

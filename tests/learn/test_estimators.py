@@ -129,6 +129,17 @@ def test_gradients_scale_with_the_gap_between_levels() -> None:
     assert torch.allclose(small, wide, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [8, 1 << 15])
+@pytest.mark.parametrize("table", [None, TABLE], ids=["uniform", "apot"])
+def test_what_is_no_number_stays_none(count: int, table: torch.Tensor | None) -> None:
+    """Training that diverges must be seen to: NaN is no level, by either way of finding one."""
+    v = torch.zeros(count)
+    v[3] = math.nan
+    q = nearest_level(v, table)
+    assert bool(q[3].isnan())
+    assert int(q.isnan().sum()) == 1
+
+
 def test_nearest_level_rounds_half_to_even_when_uniform() -> None:
     v = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5])
     assert nearest_level(v, None).tolist() == [0.0, 2.0, 2.0, 0.0, -2.0]

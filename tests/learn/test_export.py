@@ -118,13 +118,15 @@ def test_biases_are_finer_than_a_level_times_a_level(bits: int) -> None:
         real = norm.bias.double().detach() - norm.running_mean.double() * gain
         levels, step = layers[name].weight_quantizer.integers(layers[name].weight)
         level = step.double() * gain.abs() * reads.positive_step().double().detach()
-        widened = 2 ** int(np.log2(127 / float(levels.abs().max())))
+        widened = 127 // int(levels.abs().max())
         factor = widened * {2: 63, 3: 25, 4: 5}[bits]
         layer = made.get_submodule(name)
         unit = layer.input_step.double() * layer.weight_step.double()
         assert torch.allclose(unit, level / factor, rtol=1e-5, atol=0)
         error = (layer.bias_int.double() * unit - real).abs()
-        assert bool((error <= 0.5 * level / factor + 1e-6 * real.abs()).all())
+        nearest = error <= 0.5 * level / factor + 1e-6 * real.abs()
+        assert bool((error <= 32.5 * level / factor + 1e-6 * real.abs()).all())
+        assert float(nearest.double().mean()) > 0.5  # the others change fewer outputs
         checked += 1
     assert checked >= 3
 
@@ -177,7 +179,7 @@ def weights_of(path: Path) -> dict[str, np.ndarray]:
         ("apot4", {0, 1, 2, 3, 4, 6, 8, 10}),
     ],
 )
-def test_weights_are_levels_times_a_power_of_two(
+def test_weights_are_levels_times_one_factor(
     config: str, magnitudes: set[int], tmp_path: Path
 ) -> None:
     prepared, _ = prepared_network("resnet", CONFIGS[config])
@@ -186,8 +188,7 @@ def test_weights_are_levels_times_a_power_of_two(
         w = weights[name].astype(int)
         assert w.dtype == int
         assert weights[name].dtype == np.int8
-        factor = max(f for f in (1, 2, 4, 8, 16, 32, 64) if not (w % f).any())
-        factors = [f for f in (1, 2, 4, 8, 16, 32, 64) if f <= factor]
+        factors = [f for f in range(1, 128) if not (w % f).any()]
         assert any(set(np.unique(np.abs(w // f)).tolist()) <= magnitudes for f in factors)
 
 

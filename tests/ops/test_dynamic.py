@@ -253,16 +253,21 @@ def test_c_equals_reference(target: str, tmp_path: Path) -> None:
     assert not wrong
 
 
+EMULATED = ("cortex-m0plus", "cortex-m4", "cortex-m55")
+ON_CORES = ("residual, channels last", "cnn averaged globally")
+
+
 @pytest.mark.qemu
-@pytest.mark.parametrize("target", ["cortex-m0plus", "cortex-m4", "cortex-m55"])
-def test_emulated_core_layer_by_layer(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ON_CORES)
+@pytest.mark.parametrize("target", EMULATED)
+def test_emulated_core_layer_by_layer(target: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
-    onnx.save(MODELS["residual, channels last"].proto, path)
+    onnx.save(MODELS[name].proto, path)
     tinyq.compile(path, output=tmp_path / "net", target=target)
     report = tinyq.verify(tmp_path / "net", VerifyOptions(random=6, layers=True))
     assert report.equal, report.comparisons
     compared = [layer for layer in report.layers if layer.oracle_different is not None]
-    assert len(compared) >= 8
+    assert len(compared) >= {"residual, channels last": 8, "cnn averaged globally": 2}[name]
 
 
 # --- the rule of DynamicQuantizeLinear ------------------------------------------------------------

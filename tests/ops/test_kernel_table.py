@@ -109,18 +109,18 @@ def test_host(kernels: Any, count: int, tmp_path: Path) -> None:
     assert kernels(count).wrong("cortex-m4", "host", tmp_path) == []
 
 
-@pytest.mark.qemu
-@pytest.mark.parametrize(
-    ("target", "kernels", "count"),
-    [
-        ("cortex-m0", scalar_table, 12),
-        ("cortex-m3", scalar_table, 24),
-        ("cortex-m4", dsp_table, 24),
-        ("cortex-m7", dsp_table, 8),
-        ("cortex-m33", dsp_table, 8),
-        ("cortex-m55", dsp_table, 8),
-    ],
+CORES = (
+    ("cortex-m0", scalar_table, 12),
+    ("cortex-m3", scalar_table, 24),
+    ("cortex-m4", dsp_table, 24),
+    ("cortex-m7", dsp_table, 8),
+    ("cortex-m33", dsp_table, 8),
+    ("cortex-m55", dsp_table, 8),
 )
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(("target", "kernels", "count"), CORES)
 def test_cores(target: str, kernels: Any, count: int, tmp_path: Path) -> None:
     need_tools("qemu")
     assert kernels(count).wrong(target, "qemu", tmp_path) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,6 +36,10 @@ TABLES = (
     test_conv.MODELS, test_conv_transpose.MODELS, test_dense.MODELS, test_elementwise.MODELS,
     test_int16.MODELS, test_lookup.MODELS, test_movement.MODELS, test_pools.MODELS,
 )  # fmt: skip
+EMULATED = (
+    ("cortex-m4", "ort"), ("cortex-m3", "ort"), ("cortex-m55", "ort"), ("cortex-m4", "cmsis-nn"),
+    ("cortex-m3", "tflite"),
+)  # fmt: skip
 DRAWS = 4
 LONG_SOFTMAX = "softmax_many"
 
@@ -45,6 +50,21 @@ def arg_max() -> Qdq:
     return b
 
 
+BILINEAR: tuple[dict[str, Any], ...] = (
+    {"sizes": (1, 3, 8, 10)},
+    {"sizes": (1, 3, 3, 2)},
+    {"sizes": (1, 3, 7, 9), "coordinate_transformation_mode": "align_corners"},
+    {"sizes": (1, 3, 6, 5), "coordinate_transformation_mode": "asymmetric"},
+)
+
+
+def bilinear(sizes: tuple[int, ...], **attributes: str) -> Qdq:
+    """What only the oracle tflite knows."""
+    b = Qdq()
+    x, wanted = b.x((1, 3, 4, 5), 0.05, 3), b.const(np.array(sizes, np.int64))
+    return b.end(b.op("Resize", x, "", "", wanted, mode="linear", **attributes), 0.05, 3)
+
+
 @cache
 def everything(arithmetic: str) -> Model:
     """All models of the tables as one, their names kept apart.
@@ -52,13 +72,18 @@ def everything(arithmetic: str) -> Model:
     Two roundings are for 8 bits alone, and for softmax over at most 511 elements (TQ206).
     """
     tables = [t for t in TABLES if arithmetic == "ort" or t is not test_int16.MODELS]
+    if arithmetic == "tflite":  # products have the arithmetic of cmsis-nn
+        tables = [test_pools.MODELS]
     parts = [
         model.proto
         for models in tables
         for name, model in models.items()
         if arithmetic == "ort" or name != LONG_SOFTMAX
+        if arithmetic != "tflite" or not name.startswith("softmax")  # TQ203: other scales
     ]
     parts.append(arg_max().model())
+    if arithmetic == "tflite":
+        parts += [bilinear(**resize).model() for resize in BILINEAR]
     graphs = [onnx.compose.add_prefix(part, f"m{k}_").graph for k, part in enumerate(parts)]
     whole = helper.make_graph(
         [node for g in graphs for node in g.node],
@@ -76,7 +101,7 @@ def everything(arithmetic: str) -> Model:
 @pytest.mark.qemu
 @pytest.mark.parametrize(
     ("target", "arithmetic"),
-    [("cortex-m4", "ort"), ("cortex-m3", "ort"), ("cortex-m55", "ort"), ("cortex-m4", "cmsis-nn")],
+    EMULATED,
 )
 def test_tables(target: str, arithmetic: str, tmp_path: Path) -> None:
     model = everything(arithmetic)

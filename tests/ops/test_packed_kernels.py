@@ -358,6 +358,7 @@ def test_multiplications_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 ON_CORES = [
     ("cortex-m4", CONV_DSP),
     ("cortex-m4", DEPTHWISE_DSP),
+    ("cortex-m4", DENSE_DSP),
     ("cortex-m0plus", CONV),
     ("cortex-m0plus", DENSE),
     ("cortex-m0plus", DEPTHWISE),
@@ -375,6 +376,7 @@ def test_emulated_core_equals_onnxruntime(target: str, kernel: str, tmp_path: Pa
         BUCKETS: lambda: conv("apot4", 24, 16, size=(2, 2)),
         DENSE_BUCKETS: lambda: dense("int8", 65, 9),
         DENSE: lambda: dense("apot4"),
+        DENSE_DSP: lambda: dense("apot4"),
         DEPTHWISE: lambda: conv("apot4", 8, 8, groups=8),
         DEPTHWISE_DSP: lambda: conv("apot4", 8, 8, groups=8),
         DEPTHWISE_SUMS: lambda: conv("int8", 24, 24, groups=24, size=(6, 5)),

@@ -4,6 +4,7 @@
 makes the integers and ``export`` writes a QDQ ONNX file that onnxruntime computes identically.
 """
 
+from tinyq.learn.biases import align_biases
 from tinyq.learn.calibrate import calibrate, freeze, reestimate_batch_norm
 from tinyq.learn.config import QuantConfig, apot_config
 from tinyq.learn.convert import convert
@@ -32,6 +33,7 @@ __all__ = [
     "ReconstructConfig",
     "adaquant",
     "adaround",
+    "align_biases",
     "apot_config",
     "brecq",
     "calibrate",

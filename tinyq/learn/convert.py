@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor, fx, nn
 
-from tinyq.errors import error
+from tinyq.learn.biases import folded_bias, following_norm, least_moved
 from tinyq.learn.layers import (
     IntegerAdd,
     IntegerConv2d,
@@ -17,8 +17,8 @@ from tinyq.learn.layers import (
     QuantConv2d,
     QuantLinear,
 )
-from tinyq.learn.prepare import act_quantizers, config_of, input_quantizer
-from tinyq.learn.quantizers import ActQuantizer, TableActQuantizer
+from tinyq.learn.prepare import act_quantizers, config_of, input_quantizer, require_ranges
+from tinyq.learn.quantizers import ActQuantizer
 from tinyq.learn.trace import (
     Op,
     module_of,
@@ -46,7 +46,7 @@ def convert(model: nn.Module) -> fx.GraphModule:
     accumulator's grid. Raises TQ653 when a quantizer has no range yet, TQ654 for another network.
     """
     config = config_of(model)
-    _require_ranges(model)
+    require_ranges(model)
     made = copy.deepcopy(model).eval()
     assert isinstance(made, fx.GraphModule)
     _match_meta(made, model)
@@ -84,30 +84,24 @@ def _match_meta(made: fx.GraphModule, model: nn.Module) -> None:
             new.meta["tensor_meta"] = old.meta["tensor_meta"]
 
 
-def _require_ranges(model: nn.Module) -> None:
-    missing = [name for name, q in act_quantizers(model).items() if not bool(q.ready)]
-    if missing:
-        raise error("TQ653", f"{len(missing)} quantizers have seen no data, first {missing[0]}")
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise error("TQ653", f"{name} holds NaN or infinity")
-
-
 @torch.no_grad()
 def _convert_layer(model: fx.GraphModule, node: fx.Node) -> None:
     layer = module_of(model, node)
     assert isinstance(layer, QuantConv2d | QuantLinear)
+    norm = following_norm(model, node)
     weight, step = _widen(*layer.weight_quantizer.integers(layer.weight))
-    bias = torch.zeros_like(step) if layer.bias is None else layer.bias.detach().clone()
-    users = list(node.users)
-    norm = module_of(model, users[0]) if len(users) == 1 else None
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        weight, step, bias = _fold(norm, weight, step, bias)
-        users[0].replace_all_uses_with(node)
-        model.graph.erase_node(users[0])
-    input_step = input_quantizer(model, node).exported_step().detach().clone()
+    bias, factor = folded_bias(layer, norm)
+    weight = weight * factor.sign().reshape((-1,) + (1,) * (weight.dim() - 1))
+    step = step * factor.abs()
+    if norm is not None:
+        (user,) = node.users
+        user.replace_all_uses_with(node)
+        model.graph.erase_node(user)
+    before, after = input_quantizer(model, node), _output_quantizer(model, node)
+    input_step = before.exported_step().detach().clone()
     weight, step = _keep_bias_in_int32(weight, step, bias, input_step, str(node.target))
-    bias_int = torch.round(bias.double() / (input_step * step).double()).to(torch.int32)
+    unit = input_step * step
+    bias_int = least_moved(bias.double() / unit.double(), weight, unit, before, after, norm)
     kind = IntegerConv2d if isinstance(layer, nn.Conv2d) else IntegerLinear
     model.set_submodule(str(node.target), kind(layer, weight, step, bias_int, input_step))
 
@@ -122,9 +116,7 @@ def _output_quantizer(model: fx.GraphModule, node: fx.Node) -> ActQuantizer:
 
 def _output_step(model: fx.GraphModule, node: fx.Node) -> Tensor:
     """Step of the integers behind ``node``."""
-    found = _output_quantizer(model, node)
-    step = found.fine_step() if isinstance(found, TableActQuantizer) else found.exported_step()
-    return step.detach().clone()
+    return _output_quantizer(model, node).rounded_step().detach().clone()
 
 
 def _tell_output_step(model: fx.GraphModule, node: fx.Node) -> None:
@@ -161,34 +153,16 @@ def _replace(
 
 
 def _widen(weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiply low-bit levels by the largest power of two that int8 has room for.
+    """Multiply low-bit levels by the largest factor that int8 has room for.
 
     Biases are integers in units of the input's step times the weight's. With levels of -1, 0 and 1
     that unit is so coarse that rounding the bias to it costs more than everything else together.
-    The common factor makes it finer and changes nothing else: a power of two stays one, and a
-    compiler that divides the integers by their greatest common divisor has the levels again.
+    The common factor makes it finer and changes nothing else: a compiler that divides the integers
+    by their greatest common divisor has the levels again, powers of two among them.
     """
     largest = float(weight.abs().max())
-    factor = 1.0
-    while largest > 0 and largest * factor * 2 <= 127:
-        factor *= 2.0
+    factor = max(1.0, 127.0 // largest) if largest > 0 else 1.0
     return weight * factor, step / factor
-
-
-def _fold(
-    norm: nn.modules.batchnorm._BatchNorm, weight: Tensor, step: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Move BatchNorm's factor into the step and its sign into the integers."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        factor = factor * norm.weight
-    bias = (bias - norm.running_mean) * factor
-    if norm.bias is not None:
-        bias = bias + norm.bias
-    shape = (-1,) + (1,) * (weight.dim() - 1)
-    return weight * factor.sign().reshape(shape), step * factor.abs(), bias
 
 
 def _keep_bias_in_int32(

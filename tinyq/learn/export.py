@@ -183,7 +183,7 @@ class _Writer:
         from onnx import TensorProto
 
         offset = _offset(quantizer)
-        fine = self._scale(f"{node.name}_fine", quantizer.fine_step())
+        fine = self._scale(f"{node.name}_fine", quantizer.rounded_step())
         zero = self.constant(f"{node.name}_fine_zero", np.array(offset, np.uint8))
         levels = (quantizer.lookup().numpy() + offset).astype(np.uint8)
         table = self.constant(f"{node.name}_table", levels)

@@ -282,3 +282,13 @@ def _insert_quantizers(
         with traced.graph.inserting_before(reader):
             lowered = traced.graph.call_module(name, (origin,))
         reader.replace_input_with(origin, lowered)
+
+
+def require_ranges(model: nn.Module) -> None:
+    """Raise TQ653 when a quantizer of a prepared network has no range, or a tensor no number."""
+    missing = [name for name, q in act_quantizers(model).items() if not bool(q.ready)]
+    if missing:
+        raise error("TQ653", f"{len(missing)} quantizers have seen no data, first {missing[0]}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise error("TQ653", f"{name} holds NaN or infinity")

@@ -29,7 +29,7 @@ _MANY = 1 << 14
 
 
 def nearest_level(v: Tensor, levels: Tensor | None) -> Tensor:
-    """Nearest level of each value; the lower one on a tie between two levels of a table.
+    """Nearest level of each value, NaN of NaN; the lower one on a tie of two in a table.
 
     Levels are integers, so that halfway points are multiples of one half, and the nearest level is
     the same for all values that are rounded up to the same multiple.
@@ -39,11 +39,11 @@ def nearest_level(v: Tensor, levels: Tensor | None) -> Tensor:
     bounds = (levels[1:] + levels[:-1]) / 2
     span = int(levels[-1] - levels[0])
     if v.numel() < _MANY or span > _MANY // 4:
-        return levels[torch.bucketize(v.contiguous(), bounds)]
+        return levels[torch.bucketize(v.contiguous(), bounds)] + (v - v)
     halves = torch.arange(2 * span + 1, device=v.device, dtype=levels.dtype) / 2 + levels[0]
     table = levels[torch.bucketize(halves, bounds)]
     index = ((v - levels[0]) * 2).ceil().clamp(0, 2 * span)
-    return table[index.int()]
+    return table[index.nan_to_num(0.0).int()] + (v - v)
 
 
 def interval(v: Tensor, levels: Tensor | None) -> tuple[Tensor, Tensor]:

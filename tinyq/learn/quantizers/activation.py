@@ -82,6 +82,10 @@ class ActQuantizer(nn.Module):
         """Step of the integers that are exported."""
         return self.positive_step()
 
+    def rounded_step(self) -> Tensor:
+        """Step of the grid to which values are rounded."""
+        return self.exported_step()
+
     @property
     def exported_zero(self) -> int:
         """Zero point in the exported uint8, where signed values lie 128 higher."""
@@ -93,6 +97,14 @@ class ActQuantizer(nn.Module):
 
     def quantize(self, x: Tensor) -> Tensor:
         """Fake quantize ``x``."""
+        raise NotImplementedError
+
+    def integers(self) -> Tensor:
+        """Integers that may be exported, zero point taken off, int64 [levels]."""
+        raise NotImplementedError
+
+    def boundaries(self) -> Tensor:
+        """Values, in rounded steps, at which the exported integer changes, float64 [levels - 1]."""
         raise NotImplementedError
 
 
@@ -143,6 +155,16 @@ class AffineActQuantizer(ActQuantizer):
         q = self.estimator(v, None, span=span, strength=self.strength)
         return Rescale.apply(q, step)
 
+    @torch.no_grad()
+    def integers(self) -> Tensor:
+        """As the base class says."""
+        zero = int(self.zero_point)
+        return torch.arange(self.low - zero, self.high - zero + 1)
+
+    def boundaries(self) -> Tensor:
+        """As the base class says."""
+        return self.integers()[:-1].double() + 0.5
+
 
 class TableActQuantizer(ActQuantizer):
     """Non-uniform levels behind an 8-bit quantizer: integer, table of 256, integer times a step.
@@ -176,7 +198,7 @@ class TableActQuantizer(ActQuantizer):
         top = torch.where(top > 0, top, torch.ones_like(top))
         self.step.copy_(top / self.level_set.largest)
 
-    def fine_step(self) -> Tensor:
+    def rounded_step(self) -> Tensor:
         """Step of the 8-bit integers that index the table, float32."""
         return self.positive_step() / self.fine
 
@@ -206,3 +228,14 @@ class TableActQuantizer(ActQuantizer):
         low, high = self.level_set.integers[0], self.level_set.integers[-1]
         v = index.clamp(low * self.fine, high * self.fine) / self.fine
         return nearest_level(v, self.table.cpu()).long() * self.factor
+
+    def integers(self) -> Tensor:
+        """As the base class says."""
+        return self.lookup().unique()
+
+    @torch.no_grad()
+    def boundaries(self) -> Tensor:
+        """As the base class says."""
+        table = self.lookup()
+        start = -128 if self.signed else 0
+        return torch.nonzero(table[1:] != table[:-1]).flatten().double() + (start + 0.5)

@@ -78,6 +78,12 @@ class WeightQuantizer(nn.Module):
         self.mode = "mse" if self.mode in ("max", "pot") else self.mode
         self.step.fill_(threshold / self.largest)
 
+    @torch.no_grad()
+    def set_step(self, step: Tensor) -> None:
+        """Take ``step``, shaped as :meth:`current_step`'s; it is constant or trained from here."""
+        self.mode = "mse" if self.mode in ("max", "pot") else self.mode
+        self.step.copy_(step)
+
     def prepared(self, weight: Tensor) -> Tensor:
         """Weight as it is quantized; the normalisation's statistics get no gradient."""
         if not self.normalize:
