@@ -125,3 +125,63 @@ class CodesParams:
     k: int
     chunk: int
     crossed: bool
+
+
+@dataclass(frozen=True)
+class CountedProductParams:
+    """``ops/count_s8.c.j2``: a column of ``words`` for every bit, ``o`` channels.
+
+    ``weights`` of the bits, in units; ``masked``: weights have zeros; a one of a bit of weight one
+    counts ``step``.
+    """
+
+    words: int
+    o: int
+    weights: tuple[int, ...]
+    masked: bool
+    step: int
+    requant: RequantParams
+
+
+@dataclass(frozen=True)
+class CountsParams:
+    """``ops/counts_s8.c.j2`` (variable ``product``: counts for one column).
+
+    ``limits`` and ``folded`` say what the bits of a value are (tinyq.ops.counts.Bits), ``planes``
+    how many; ``outside`` are the bits of a padded value, empty without padding.
+    """
+
+    shape: Conv2dParams
+    words: int
+    limits: tuple[int, ...]
+    folded: bool
+    planes: int
+    outside: tuple[int, ...]
+
+    @property
+    def pixel(self) -> int:
+        """Bytes of a pixel's bits."""
+        return (self.shape.in_c + 7) // 8
+
+    @property
+    def width(self) -> int:
+        """Pixels of a row of bits, padding among them."""
+        p = self.shape
+        read = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1
+        return max(read, p.pad_left + p.in_w)
+
+    @property
+    def plane(self) -> int:
+        """Bytes of a row of one bit."""
+        return -(-self.width * self.pixel // 4) * 4
+
+    @property
+    def rows(self) -> int:
+        """Rows of the input that one row of the output reads."""
+        return (self.shape.kernel_h - 1) * self.shape.dilation_h + 1
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The columns, the rows, and one outside of the input."""
+        rows = self.rows + bool(self.outside)
+        return 4 * self.words * self.planes + rows * self.plane * self.planes
