@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tinyq.ops.params import Conv2dParams, RequantParams
 
@@ -128,16 +129,45 @@ class CodesParams:
 
 
 @dataclass(frozen=True)
-class CountedProductParams:
-    """``ops/count_s8.c.j2``: a column of ``words`` for every bit, ``o`` channels.
+class Adding:
+    """A step of adding words bit by bit: ``load`` a word of a turn (its index), or an adder.
 
-    ``weights`` of the bits, in units; ``masked``: weights have zeros; a one of a bit of weight one
-    counts ``step``.
+    Of adders, ``full`` or ``half``, ``names`` are the sum, what is added to it (two words, or one), and the carry.
+    """
+
+    kind: Literal["load", "full", "half"]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is done with ``words`` words: ``steps``, then ones are counted, each worth a power."""
+
+    words: int
+    steps: tuple[Adding, ...]
+    counted: tuple[tuple[str, int], ...]
+
+    @property
+    def most(self) -> int:
+        """What a turn adds to a byte of the counter at most."""
+        return sum(8 << power for _, power in self.counted)
+
+
+@dataclass(frozen=True)
+class CountedProductParams:
+    """``ops/count_s8.c.j2``: a column of ``words`` for each of ``planes`` bits, ``o`` channels.
+
+    ``levels`` words are carried from turn to turn, the first worth one, the next two. ``turn`` is
+    done as often as there are words, ``rest`` with those left. ``masked``: weights have zeros; a
+    count of one is worth ``step``.
     """
 
     words: int
     o: int
-    weights: tuple[int, ...]
+    planes: int
+    levels: int
+    turn: Turn
+    rest: Turn | None
     masked: bool
     step: int
     requant: RequantParams

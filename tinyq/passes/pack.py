@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from tinyq.ir import DType, Graph, Node, TensorType, Value
 from tinyq.ops import REGISTRY
 from tinyq.ops.pack import PackAttrs
