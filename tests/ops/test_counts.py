@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from agreement import Model, compile_all, count_different, draw_inputs, models_of, run_c
-from codegen.host import program_of
+from codegen.host import program_of, write
 from qdq import Qdq
-from test_packed_kernels import side_by_side
+from test_packed_kernels import innermost_loops, side_by_side
 
 import tinyq
 from tinyq.codegen import GenerateOptions, write_program
@@ -137,6 +138,22 @@ def test_emulated_core(target: str, tmp_path: Path) -> None:
     report = tinyq.verify(tmp_path / "out", VerifyOptions(random=2))
     assert report.equal
     assert report.outputs_compared == 2 * sum(v.type.elements for v in model.graph.outputs)
+
+
+def test_no_multiplication_in_the_inner_loop(tmp_path: Path) -> None:
+    model = MODELS["64 channels"]
+    chosen = select(model.graph, load_core("cortex-m0"), Goal("speed"), forced(model))
+    write(program_of(chosen, "net"), tmp_path / "net")
+    flags = ("-mcpu=cortex-m0", "-mthumb", "-O2", "-std=c99", "-c")
+    command = ["arm-none-eabi-gcc", *flags, str(tmp_path / "net" / "net.c"), "-o"]
+    subprocess.run([*command, str(tmp_path / "net.o")], check=True)
+    listing = subprocess.run(
+        ["arm-none-eabi-objdump", "-d", "--no-show-raw-insn", str(tmp_path / "net.o")],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    loops = [loop for loop in innermost_loops(listing, "tinyq_count_s8") if "eors" in loop]
+    assert loops
+    assert not [loop for loop in loops if "mul" in loop or "bl " in loop]
 
 
 @pytest.mark.parametrize("values", VALUES.values())

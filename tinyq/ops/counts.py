@@ -120,7 +120,7 @@ def _call(
     # The rest of a padded pixel's last byte holds ones, too.
     masked = encoding.kind == "ternary" or (p.in_c % 8 > 0 and any(outside))
     stored, words = _words(weights, bits, step, masked=masked)
-    turns = best_turns(bits.weights, words, core)
+    turns = best_turns(bits.weights, words, masked, core.long_multiply)
     product = CountedProductParams(
         words, p.out_c, planes, turns.levels, turns.turn, turns.rest, masked, step * bits.unit,
         p.requant,
@@ -186,13 +186,14 @@ _LONG = _Costs(full=6.6, half=1.5, count=12, level=16, word=2, bit=3, output=29)
 
 
 @lru_cache(maxsize=256)
-def best_turns(weights: tuple[int, ...], words: int, core: Core) -> Turns:
+def best_turns(weights: tuple[int, ...], words: int, masked: bool, long: bool) -> Turns:
     """The turns of least work among those of one to four words with up to three levels of sums.
 
     Counting the ones of a word takes twice as long as adding three words bit by bit (carry-save
-    adders), of which one word is left that is worth twice as much.
+    adders), of which one word is left that is worth twice as much. ``long``: the core has the
+    instructions of ARMv7-M.
     """
-    costs = _LONG if core.long_multiply else _PLAIN
+    costs = _LONG if long else _PLAIN
     found = []
     for size in (1, 2, 4):
         for levels in range(4):
@@ -202,6 +203,7 @@ def best_turns(weights: tuple[int, ...], words: int, core: Core) -> Turns:
                 continue
             work = costs.output + levels * costs.level + words * len(weights) * costs.bit
             work += words // size * costs.of(turn) + (0.0 if last is None else costs.of(last))
+            work -= 0.0 if masked else words * (1.0 + len(weights))
             found.append(Turns(levels, turn, last, work))
     return min(found, key=lambda turns: turns.work)
 

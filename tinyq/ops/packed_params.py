@@ -132,7 +132,8 @@ class CodesParams:
 class Adding:
     """A step of adding words bit by bit: ``load`` a word of a turn (its index), or an adder.
 
-    Of adders, ``full`` or ``half``, ``names`` are the sum, what is added to it (two words, or one), and the carry.
+    Of adders, ``full`` or ``half``, ``names`` are the sum, what is added to it (two words, or one),
+    and the carry.
     """
 
     kind: Literal["load", "full", "half"]
