@@ -37,6 +37,11 @@ LEVELS: dict[str, list[int]] = {
     "codebook4": [-128, -90, -60, -33, -20, -11, -5, -1, 2, 7, 13, 29, 50, 88, 101, 127],
     "apot5": [s * 2 * (i + 2 * j) for i in (0, 1, 4, 16) for j in (0, 1, 4, 16) for s in (-1, 1)],
     "int5": list(range(-16, 16)),
+    "127 ternary": [-127, 0, 127],
+    "42 int3": [42 * k for k in range(-3, 4)],
+    "18 int4": [18 * k for k in range(-7, 8)],
+    "31 pot3": [s * 31 * m for m in (0, 1, 2, 4) for s in (-1, 1)],
+    "12 apot4": [s * 12 * m for m in (0, 1, 2, 3, 4, 6, 8, 10) for s in (-1, 1)],
     "codebook5": [k * k * k // 40 - 3 for k in range(-15, 16)],
 }
 ALL_LEVELS = {**LEVELS, "int8": list(range(-128, 128))}
@@ -273,7 +278,7 @@ def test_c_equals_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_weights_take_their_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(lambda: conv(name, 16, 16), CONV, 0, "cortex-m0plus")
     constants = call_of(scheduled(case, monkeypatch)).constants
-    bits = 1 if name == "binary" else 2 if name == "ternary" else int(name[-1])
+    bits = 1 if name == "binary" else 2 if name.endswith("ternary") else int(name[-1])
     assert constants[0].array.nbytes == 16 * 16 * 9 * bits // 8
     assert constants[1].array.nbytes == 2**bits
 

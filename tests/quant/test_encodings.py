@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ APOT4 = [0, 1, 2, 3, 4, 6, 8, 10]
 APOT5 = [0, 1, 2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32, 33, 36, 48]
 
 
-def signed(magnitudes: list[int], step: int = 1) -> list[int]:
+def signed(magnitudes: Sequence[int], step: int = 1) -> list[int]:
     return [s * step * m for m in magnitudes for s in (-1, 1)]
 
 
@@ -48,6 +50,22 @@ def test_recognised(case: str) -> None:
     if found is not None:
         assert len(found.levels) == 2**found.bits
         assert found.decode(found.encode(np.array(values, np.int8))).tolist() == values
+
+
+@pytest.mark.parametrize("levels", [range(-1, 2), range(-3, 4), range(-7, 8), range(-15, 16),
+                                    signed([0, 1, 2, 4]), signed(APOT4), signed(APOT5)])  # fmt: skip
+def test_levels_with_any_common_factor_stay_within_int8(levels: Sequence[int]) -> None:
+    """Codes that no weight has may stand for nothing: with {-127, 0, 127} one would be -254."""
+    kinds = set()
+    for factor in range(1, 127 // max(levels) + 1):
+        values = np.array([factor * level for level in levels], np.int8)
+        found = recognise(values)
+        assert found is not None
+        kinds.add(found.name)
+        assert min(found.levels) >= -128
+        assert max(found.levels) <= 127
+        assert np.array_equal(found.decode(found.encode(values)), values)
+    assert len(kinds) == 1
 
 
 def test_sums_of_powers_of_two_are_those_of_the_publication() -> None:

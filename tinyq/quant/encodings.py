@@ -80,7 +80,9 @@ def recognise(values: Integers) -> Encoding | None:
     for bits in range(1, MOST_BITS + 1):
         for kind, levels in _structured(bits, present):
             if set(present) <= set(levels):
-                return Encoding(kind, bits, tuple(step * level for level in levels))
+                whole = [step * level for level in levels]
+                # What lies beyond int8 is not present: with {-127, 0, 127} code 2 would be -254.
+                return Encoding(kind, bits, tuple(v if -128 <= v <= 127 else 0 for v in whole))
         if len(present) <= 1 << bits:
             padding = (0,) * ((1 << bits) - len(present))
             return Encoding("codebook", bits, (*(int(v) for v in distinct), *padding))
