@@ -77,10 +77,25 @@ def origin_of(model: nn.Module) -> Origin | None:
     return next((o for o in found if isinstance(o, Origin)), None)
 
 
+class _Symbol(fx.Proxy):
+    """A value of the traced network, which ``+=``, ``-=`` and ``*=`` change in place."""
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
     """fx's tracer with one input: parameters of forward that have a default keep it."""
 
-    trace_asserts = True
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Symbol that, unlike fx's own, tells ``y += x`` from ``y + x``."""
+        return _Symbol(node, self)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -114,9 +129,9 @@ class _Tracer(fx.Tracer):
         if _is_shape(obj.node):
             raise error(
                 "TQ650",
-                f"{type(self.root).__name__}.forward branches or loops on the shape of a tensor",
+                f"{type(self.root).__name__}.forward branches on, loops over or asserts a shape",
                 "Shapes are fixed when the network is deployed: choose the branch, or the number "
-                "of rounds, in __init__ from constants.",
+                "of rounds, in __init__ from constants, and leave the assertion out.",
                 node=obj.node.name,
             )
 
@@ -171,13 +186,12 @@ def trace(model: nn.Module, example: Tensor, *, trains: bool = True) -> fx.Graph
                 "traced network computes in both modes what that in eval mode does",
                 stacklevel=3,
             )
+    for node in graph.nodes:
+        node.type = None  # annotations that are strings cannot be pickled
     traced = fx.GraphModule(copied, graph, type(model).__name__)
     propagate_shapes(traced, example)
     _modules_of_dropout(traced, training)
     _make_functional(traced)
-    for node in list(traced.graph.nodes):
-        if node.target is torch._assert:
-            traced.graph.erase_node(node)  # held for the example
     traced.graph.lint()
     traced.recompile()
     propagate_shapes(traced, example)
@@ -377,12 +391,14 @@ def _make_functional(traced: fx.GraphModule) -> None:
     base: dict[fx.Node, fx.Node] = {}  # the value whose memory a node shares
     for node in list(order):
         source = next(iter(node.all_input_nodes), None)
-        overwrites = is_tensor(node) and _is_in_place(traced, node)
+        in_place = _is_in_place(traced, node)
+        overwrites = in_place and is_tensor(node)  # numbers are not overwritten
         shares = source is not None and (overwrites or _may_share(traced, node))
         base[node] = base[source] if shares and source is not None else node
+        if in_place:
+            _without_in_place(node)
         if not overwrites or source is None:
             continue
-        _without_in_place(node)
         source.replace_all_uses_with(
             node, delete_user_cb=lambda user, at=order[node]: order[user] > at
         )
@@ -465,8 +481,8 @@ def _place(node: fx.Node) -> str:
 def _overhangs(node: fx.Node, op: Op) -> bool:
     """Whether ceil_mode adds windows that hang over the input's padded end.
 
-    Raises TQ651 where PyTorch leaves such a window out of one dimension, since it would start in
-    the padding, and has it in the other: ONNX has one ceil_mode for both.
+    Raises TQ651 where PyTorch leaves such a window out of one dimension, since it would start
+    behind the input, and has it in the other: ONNX has one ceil_mode for both.
     """
     added, left_out = False, False
     for size, k, s, p, d in zip(
@@ -479,8 +495,8 @@ def _overhangs(node: fx.Node, op: Op) -> bool:
     if added and left_out:
         raise error(
             "TQ651",
-            "ceil_mode whose last window starts in the padding in one dimension only",
-            "Set ceil_mode=False, or choose a padding that is the same in both dimensions.",
+            "ceil_mode whose last window would start behind the input in one dimension only",
+            "Set ceil_mode=False, or choose a size that the windows cover in that dimension.",
             node=_place(node),
         )
     return added
