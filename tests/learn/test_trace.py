@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from learn.test_export import run  # noqa: E402
 from tinyq.errors import TinyqError  # noqa: E402
-from tinyq.learn import QuantConfig, export_float, prepare  # noqa: E402
+from tinyq.learn import QuantConfig, calibrate, convert, export, export_float, prepare  # noqa: E402
 from tinyq.learn.trace import operations, trace  # noqa: E402
 
 pytestmark = pytest.mark.torch
+warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated")
 
 
 class Function(nn.Module):
@@ -34,14 +37,13 @@ class Function(nn.Module):
         return self.function(x)
 
 
-def run(path: Path, x: Tensor) -> np.ndarray:
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    result: np.ndarray = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
-    return result
-
-
 def exported(model: nn.Module, x: Tensor, folder: Path) -> np.ndarray:
     return run(export_float(model, folder / "float.onnx", x[:2]), x)
+
+
+def _unpacked(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, c, h * w)
 
 
 IMAGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -87,6 +89,7 @@ IMAGES: dict[str, Callable[[Tensor], Tensor]] = {
     "flatten to": lambda x: torch.flatten(x, 1, 2),
     "view": lambda x: x.view(x.size(0), -1),
     "view shape": lambda x: x.view(x.shape[0], 3, -1),
+    "unpacked shape": _unpacked,
     "reshape": lambda x: torch.reshape(x, (-1, 3, 84)),
     "unsqueeze": lambda x: x.unsqueeze(2).squeeze(2),
     "max pool": lambda x: F.max_pool2d(x, 2),
@@ -361,6 +364,7 @@ REFUSED: list[tuple[object, str]] = [
     (lambda x: x.chunk(3, 1)[0], r"TQ651.*chunk"),
     (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], r"TQ651.*return_indices"),
     (F.dropout3d, r"TQ651.*dropout3d"),
+    (lambda x: x.flatten(1).T, r"TQ651.*attribute T"),
     (_Indices(), r"TQ651.*'pool'.*return_indices"),
     (_Recurrent(), r"TQ651.*'rnn'.*GRU"),
     (_Uses(lambda net, x: net.c(x) + net.scale), r"TQ651.*scale.*1x1 depthwise"),
@@ -424,3 +428,26 @@ def test_float_export_leaves_the_network_as_it_was(mode: bool, tmp_path: Path) -
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(TinyqError, match=r"TQ703.*missing"):
         export_float(nn.Sequential(nn.ReLU()), tmp_path / "missing" / "a.onnx", torch.ones(2, 3))
+
+
+QUANTIZED: dict[str, Callable[[_Uses, Tensor], Tensor]] = {
+    "hardtanh": lambda net, x: F.hardtanh(net.c(x), -3.0, 3.0),
+    "leaky": lambda net, x: F.leaky_relu(net.c(x), 0.5),
+    "clamp": lambda net, x: net.d(net.c(x).clamp(0.1, 2.0)),
+    "cat": lambda net, x: torch.cat([net.c(x), net.d(x)], axis=1),  # type: ignore[call-overload]
+    "in place": lambda net, x: net.d(net.relu(y := net.c(x))) + y,
+    "ceil": lambda net, x: F.avg_pool2d(F.max_pool2d(net.c(x), 2, 1), 3, 2, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_functions(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = _Uses(QUANTIZED[name]).eval(), 3 * torch.randn(32, 3, 9, 9)
+    prepared = prepare(model, QuantConfig(act_range="max"), x[:2])
+    calibrate(prepared, [x])
+    with torch.no_grad():
+        expected, whole = model(x.clone()).numpy(), convert(prepared)(x).numpy()
+    found = run(export(prepared, tmp_path / "net.onnx"), x)
+    assert float((found - expected).std() / expected.std()) < 0.03
+    assert float(np.isclose(found, whole, atol=1e-5).mean()) > 0.999

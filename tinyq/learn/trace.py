@@ -826,6 +826,8 @@ def _call(node: fx.Node) -> Op:
     name = getattr(node.target, "__name__", str(node.target))
     if rule is None:
         kind = "function" if node.op == "call_function" else "method"
+        if node.target is getattr:
+            kind, name = "attribute", str(node.args[1])
         raise error("TQ651", f"{kind} {name}", _REMEDIES.get(node.target, ""), node=node.name)
     kwargs = {_OTHER_NAMES.get(k, k): v for k, v in node.kwargs.items()}
     try:
