@@ -470,7 +470,7 @@ def test_layers_that_must_multiply_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["cortex-m4", "cortex-m0plus", SLOW])
 @pytest.mark.parametrize("goal", ["speed", "size"])
 def test_kernels_of_a_family(target: str, goal: str) -> None:
-    """Chosen wherever they can be; elsewhere nothing without products is taken unasked."""
+    """Chosen wherever they can be; else nothing without products that is slower."""
     graph = Model("net", conv("pot4", 16, 16).model()).graph
     core = load_core(target)
 

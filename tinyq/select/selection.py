@@ -109,18 +109,29 @@ def _ask(kernel: Kernel, node: Node, core: Core, libraries: Libraries | None) ->
 
 
 def _of_family(candidates: list[Candidate], core: Core, family: str) -> list[Candidate]:
-    """The candidates of a layer with products, those outside of the family refused."""
-    packed = family == "packed" and any(_reads_codes(c, core) for c in candidates)
+    """The candidates of a layer with products, those outside of the family refused.
 
-    def refusal(candidate: Candidate) -> str:
-        if family == "shift" and candidate.call is not None and candidate.call.multiplies:
-            return "it multiplies"
+    Where the core multiplies in one cycle, a kernel without products is one that takes fewer
+    instructions, whatever the goal: some are small and several times slower.
+    """
+    packed = family == "packed" and any(_reads_codes(c, core) for c in candidates)
+    calls = [c.call for c in candidates if c.call is not None and c.call.multiplies]
+    fastest = min((call.instructions for call in calls), default=None)
+
+    def refusal(candidate: Candidate, call: KernelCall) -> str:
+        if family == "shift":
+            return "it multiplies" if call.multiplies else ""
         if packed and not _reads_codes(candidate, core):
             return "the weights can be read by their codes"
+        slower = fastest is not None and call.instructions >= fastest
+        if not call.multiplies and core.mul_cycles == 1 and slower:
+            return "multiplying is faster: the core does it in one cycle"
         return ""
 
     return [
-        Candidate(c.kernel, None, refusal(c)) if c.call is not None and refusal(c) else c
+        Candidate(c.kernel, None, refusal(c, c.call))
+        if c.call is not None and refusal(c, c.call)
+        else c
         for c in candidates
     ]
 
