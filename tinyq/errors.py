@@ -22,7 +22,7 @@ class CodeInfo:
 
     ``exit_status`` is what the command line returns: 3 model file, 4 unsupported, 5 target or
     option, 6 toolchain, 7 emulator, 8 samples or data, 9 output, 10 memory limit, 11 device,
-    12 quantization (1 is a failed verification, 2 a wrong command line).
+    12 quantization, 13 a defect of tinyq (1 is a failed verification, 2 a wrong command line).
     """
 
     code: str
@@ -518,6 +518,13 @@ _register(
     "flashing failed",
     "The program that flashes the board ended with an error, or the drive is not a board's.",
     "Check cable, probe and board; the message has the program's last output.",
+)
+_register(
+    "TQ999",
+    13,
+    "a defect of tinyq",
+    "Something happened that tinyq does not expect; the traceback on stderr says where.",
+    "Please report it, with the traceback, the command and the model.",
 )
 # --- 6xx: quantizing a float model (601 to 629) ---------------------------------------------------
 _register(

@@ -147,6 +147,23 @@ def test_full_disk_keeps_what_was_there(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "net"]
 
 
+def test_a_defect_has_a_status_and_json_of_its_own(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise OverflowError("Python integer -144 out of bounds for int8")
+
+    monkeypatch.setattr("tinyq.api.compile_model", broken)
+    arguments = ["compile", str(model), "--target", "cortex-m4", "-o", str(tmp_path / "out")]
+    result = RUNNER.invoke(app, [*arguments, "--json"])
+    assert result.exit_code == CATALOG["TQ999"].exit_status == 13
+    (found,) = json.loads(result.stdout)["errors"]
+    assert found["code"] == "TQ999"
+    assert "OverflowError: Python integer -144" in found["found"]
+    assert "Traceback" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_disk_fills_while_verifying(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +222,10 @@ def test_our_own_mistakes_are_not_hidden(model: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("tinyq.api.lower_model", broken)
     result = RUNNER.invoke(app, ["compile", str(model), "-t", "cortex-m4"])
-    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exit_code == 13
+    assert "ZeroDivisionError: ours" in result.stderr
+    assert "Traceback" in result.stderr
+    assert not result.stdout
 
 
 def write_samples(folder: Path, **arrays: np.ndarray) -> str:

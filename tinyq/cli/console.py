@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def save_file(contents: bytes, path: Path) -> None:
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
     """A verb whose user errors become one table and the exit status of the catalogue.
 
-    Mistakes of tinyq itself are not caught.
+    A mistake of tinyq itself is one, too (TQ999), after its traceback.
     """
 
     @functools.wraps(function)
@@ -91,11 +92,20 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(0) from None
         except OSError as problem:
             if problem.errno not in _NO_ROOM:
-                raise
+                _defect(problem, as_json)
             where = str(problem.filename or "")
             _fail(error("TQ703", problem.strerror or str(problem), file=where), as_json)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as problem:
+            _defect(problem, as_json)
 
     return run
+
+
+def _defect(problem: Exception, as_json: bool) -> NoReturn:
+    traceback.print_exc()
+    _fail(error("TQ999", f"{type(problem).__name__}: {problem}"), as_json)
 
 
 def _fail(problem: TinyqError, as_json: bool) -> NoReturn:
