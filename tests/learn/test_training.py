@@ -279,8 +279,9 @@ def test_trained_rounding_beats_nearest(trained: nn.Module, method: object, quan
     layer = prepared.b
     q, step = layer.weight_quantizer.integers(layer.weight)
     assert set(q.unique().int().tolist()) <= set(layer.weight_quantizer.level_set.integers)
-    source = layer.weight_quantizer.source
+    source = copy.deepcopy(layer.weight_quantizer)
     assert isinstance(source, WeightQuantizer)
+    source.chosen = None
     nearest_q, _ = source.integers(layer.weight)
     assert 0 < int((q != nearest_q).sum()) < q.numel() // 2
     with torch.no_grad():

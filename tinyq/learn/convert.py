@@ -18,7 +18,7 @@ from tinyq.learn.layers import (
     QuantLinear,
 )
 from tinyq.learn.prepare import act_quantizers, config_of, input_quantizer, require_ranges
-from tinyq.learn.quantizers import ActQuantizer
+from tinyq.learn.quantizers import ActQuantizer, require_frozen
 from tinyq.learn.trace import (
     Op,
     module_of,
@@ -43,10 +43,12 @@ def convert(model: nn.Module) -> fx.GraphModule:
     """Copy of a prepared network with integer weights, BatchNorm folded and ranges fixed.
 
     Its forward computes, in float32, what the exported file computes: biases are rounded to the
-    accumulator's grid. Raises TQ653 when a quantizer has no range yet, TQ654 for another network.
+    accumulator's grid. Raises TQ653 when a quantizer has no range yet, TQ654 for another network,
+    TQ657 when INQ has left weights in float.
     """
     config = config_of(model)
     require_ranges(model)
+    require_frozen(model)
     made = copy.deepcopy(model).eval()
     assert isinstance(made, fx.GraphModule)
     _match_meta(made, model)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyq.learn.quantizers import WeightQuantizer
+from tinyq.learn.quantizers.state import is_frozen
 
 
 class QuantConv2d(nn.Conv2d):
@@ -59,7 +60,7 @@ class _FreezingBatchNorm(nn.modules.batchnorm._BatchNorm):
     @property
     def frozen(self) -> bool:
         """Whether the statistics have stopped."""
-        return self.freeze_step is not None and int(self.steps) >= self.freeze_step
+        return is_frozen(self.steps, self.freeze_step)
 
 
 class FreezingBatchNorm2d(_FreezingBatchNorm, nn.BatchNorm2d):
