@@ -273,7 +273,7 @@ def test_trained_rounding_beats_nearest(trained: nn.Module, method: object, quan
     prepared = prepare(trained, config, data.x[:2])
     calibrate(prepared, [data.x])
     nearest = output_error(prepared, trained, unseen.x)
-    method(prepared, data.x, ReconstructConfig(steps=120, lr=3e-2))  # type: ignore[operator]
+    method(prepared, data.x, ReconstructConfig(steps=240, lr=3e-2))  # type: ignore[operator]
     assert output_error(prepared, trained, unseen.x) < 0.8 * nearest
     # What is exported are levels, each a neighbour of the weight.
     layer = prepared.b

@@ -34,7 +34,7 @@ class ActQuantizer(nn.Module):
     strength: Tensor
     ready: Tensor
     steps: Tensor  # training steps in which the range could move
-    table: Tensor  # levels, or the lowest and highest where all between them are levels
+    table: Tensor  # levels, kept so that states of other widths are told apart
     freeze_step: int | None = None
     name = ""  # in the prepared network
 
@@ -159,7 +159,7 @@ class AffineActQuantizer(ActQuantizer):
         self.bits, self.symmetric = bits, symmetric or learned
         self.low = -(2 ** (bits - 1)) if signed else 0
         self.high = self.low + 2**bits - 1
-        self.register_buffer("table", torch.tensor([float(self.low), float(self.high)]))
+        self.register_buffer("table", torch.arange(self.low, self.high + 1.0))
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Cover [low, high]; a constant zero gets step 1/high, as any step represents it."""
