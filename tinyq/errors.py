@@ -64,7 +64,7 @@ class Diagnostic:
     def __str__(self) -> str:
         where = ": ".join(
             part
-            for part in (self.file, f"{self.operator} '{self.node}'" if self.node else "")
+            for part in (self.file, f"{self.operator} '{self.node}'".lstrip() if self.node else "")
             if part
         )
         head = f"{self.code} {where}: " if where else f"{self.code} "

@@ -119,8 +119,9 @@ def require_finite(x: Tensor, what: str) -> None:
 def freeze(model: nn.Module) -> None:
     """Stop BatchNorm statistics and observed ranges now, for loops that decide the moment.
 
-    State dicts hold it.
+    State dicts hold it. Raises TQ654 for a network that is not prepared.
     """
+    config_of(model)
     for module in model.modules():
         if isinstance(module, _FreezingBatchNorm | ActQuantizer):
             module.steps.fill_(FROZEN)

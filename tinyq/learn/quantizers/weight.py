@@ -125,10 +125,9 @@ class WeightQuantizer(nn.Module):
         elif found is self.table:
             raise error(
                 "TQ656",
-                f"the state was written by an earlier version, without its {self.level_set.name} "
-                "levels",
-                "Train again, or prepare the very float weights with which that run began and call "
-                "load_state_dict with strict=False only for the parameters.",
+                f"the state, an earlier one, lacks the levels of {self.level_set.name}",
+                "Prepare the float weights that this run began with, whose levels are the same, and "
+                "load {**prepared.state_dict(), **state}.",
                 node=prefix.removesuffix("."),
             )
         else:
