@@ -14,8 +14,8 @@ What is exported differs from the authors' arithmetic in four ways, each forced 
 * activations reach their level through an 8-bit integer and a table, so that a value that is
   equally near to two levels, to within half an 8-bit step, may take the other one;
 * first and last layer: the authors divide by max(w), and where min(w) is larger in magnitude their
-  integers go beyond -128. ``--ends authors`` keeps them, in int16; the default divides by max|w|
-  of each channel, in int8.
+  integers go beyond -128. ``--ends authors`` keeps them, in int16; the default has their integers
+  in the channels that fit int8, and divides the others by their max|w|.
 """
 
 from __future__ import annotations
@@ -155,6 +155,15 @@ def paper_network(net: Published) -> nn.Module:
     return traced.eval()
 
 
+def keep_integers(layer: nn.Module) -> None:
+    """The authors' integers of the first or last layer, where a channel's fit int8."""
+    with torch.no_grad():
+        step = layer.weight.max() / 127
+        layer.weight.copy_((layer.weight / step).round() * step)
+        peaks = layer.weight.abs().flatten(1).amax(1).reshape(layer.weight_quantizer.step.shape)
+        layer.weight_quantizer.set_step(torch.maximum(peaks / 127, step))
+
+
 # --- the same network in tinyq --------------------------------------------------------------------
 def tinyq_network(net: Published, ends: str = "int8") -> fx.GraphModule:
     """Prepared network with the published weights and thresholds."""
@@ -182,6 +191,8 @@ def tinyq_network(net: Published, ends: str = "int8") -> fx.GraphModule:
             )
             wide.initialize(weight, float(weight.max()) * 255 / 127)
             layers[name].weight_quantizer = wide
+        else:
+            keep_integers(layers[name])
     # Ranges of the 8-bit values, as the network whose other thresholds are known makes them.
     known = [inputs[name] for name in net.layers]
     for quantizer in act_quantizers(prepared).values():

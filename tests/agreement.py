@@ -109,14 +109,19 @@ def count_different(got: Outputs, wanted: Outputs) -> int:
 
 
 def compile_all(
-    models: Mapping[str, Graph], folder: Path, target: str = "cortex-m4"
-) -> dict[str, Instance]:
-    """Instances of C libraries by name; kernels for a DSP extension run on their portable twins."""
+    models: Mapping[str, Graph], folder: Path, target: str = "cortex-m4",
+    kernels: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, Instance]:  # fmt: skip
+    """Instances of C libraries by name; kernels for a DSP extension run on their portable twins.
+
+    ``kernels``: of each model, the kernels that its nodes must use.
+    """
     core = load_core(target)
     programs: dict[str, Program] = {}
     units = []
     for name, graph in models.items():
-        program = program_of(select(graph, core, Goal("balanced")), name)
+        forced = kernels[name] if kernels else None
+        program = program_of(select(graph, core, Goal("balanced"), forced), name)
         write(program, folder / name)
         unit = folder / name / "unit.c"
         unit.write_text(f'#include "{name}.c"\n#include "{name}_data.c"\n')

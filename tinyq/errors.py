@@ -348,8 +348,8 @@ _register(
     12,
     "network cannot be traced",
     "torch.fx follows the forward method once with symbols; a branch or a loop that depends on the "
-    "data stops it.",
-    "Move the data-dependent code out of forward, or wrap it with torch.fx.wrap.",
+    "data, or on a shape, stops it.",
+    "Move the code that depends on data out of forward; take numbers from __init__ for shapes.",
 )
 _register(
     "TQ651",
@@ -397,6 +397,14 @@ _register(
 )
 _register(
     "TQ657",
+    12,
+    "network or example cannot be taken",
+    "tinyq.learn takes float32 networks of one input that are not prepared yet, and as an example "
+    "one float32 tensor [N, ...] that the network runs on.",
+    "Give prepare the float network and one batch of its inputs.",
+)
+_register(
+    "TQ658",
     12,
     "weights are left in float",
     "Incremental quantization freezes weights in stages; until the last one some are in float.",

@@ -88,7 +88,7 @@ def test_no_whole_bias_near_changes_fewer_outputs(after: str, factor: int) -> No
 
 
 def test_outputs_that_occur_weigh_more() -> None:
-    """BatchNorm says where a channel's values lie; boundaries that none reaches are free."""
+    """BatchNorm says where values lie; boundaries that none of them reaches are free."""
     norm = torch.nn.BatchNorm2d(1)
     before, after = table_quantizer(1.5), affine_quantizer(0.0, 8.0)
     weight = torch.full((1, 40), 8.0)

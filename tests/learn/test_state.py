@@ -170,7 +170,7 @@ def test_states_of_earlier_versions_load_or_say_why_not() -> None:
     config = QuantConfig(weight_bits=4, weight_quantizer="kmeans")
     prepared, x = made(config)
     other, _ = made(config, seed=7)
-    with pytest.raises(TinyqError, match=r"TQ656.*no levels of kmeans"):
+    with pytest.raises(TinyqError, match=r"TQ656.*lacks the levels of kmeans"):
         other.load_state_dict(earlier(prepared))
     begun, _ = made(config)  # what the message says to do
     other.load_state_dict({**begun.state_dict(), **earlier(prepared)})
@@ -219,9 +219,9 @@ def test_reconstruction_of_a_network_without_gradients() -> None:
 def test_unfrozen_inq_weights_are_not_converted(tmp_path: Path) -> None:
     prepared, x = made(QuantConfig(weight_bits=5, weight_quantizer="inq"))
     freeze_stage(prepared, 0.5)
-    with pytest.raises(TinyqError, match=r"TQ657.*50% of the weights.*freeze_stage"):
+    with pytest.raises(TinyqError, match=r"TQ658.*50% of the weights.*freeze_stage"):
         convert(prepared)
-    with pytest.raises(TinyqError, match="TQ657"):
+    with pytest.raises(TinyqError, match="TQ658"):
         export(prepared, tmp_path / "model.onnx")
     for method in (adaround, adaquant):
         with pytest.raises(TinyqError, match=r"TQ652.*inq"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import test_counts
 import test_dynamic
 import test_kernel_table
 import test_mve_kernels
@@ -28,6 +29,7 @@ def reached() -> set[str]:
     found |= set(test_mve_kernels.all_kernels().kernels.values())
     found |= {kernel for _, kernel in test_packed_kernels.ON_CORES}
     found |= {test_packed_kernels.CODES, test_packed_kernels.DENSE_CODES}
+    found |= {test_counts.CONV, test_counts.DENSE}
     for target, arithmetic in test_on_cores.EMULATED:
         graph = test_on_cores.everything(arithmetic).graph
         chosen = select(graph, load_core(target), Goal.SPEED)

@@ -52,8 +52,10 @@ def test_recognised(case: str) -> None:
         assert found.decode(found.encode(np.array(values, np.int8))).tolist() == values
 
 
-@pytest.mark.parametrize("levels", [range(-1, 2), range(-3, 4), range(-7, 8), range(-15, 16),
-                                    signed([0, 1, 2, 4]), signed(APOT4), signed(APOT5)])  # fmt: skip
+@pytest.mark.parametrize(
+    "levels",
+    [*(range(-n, n + 1) for n in (1, 3, 7, 15)), *map(signed, ([0, 1, 2, 4], APOT4, APOT5))],
+)
 def test_levels_with_any_common_factor_stay_within_int8(levels: Sequence[int]) -> None:
     """Codes that no weight has may stand for nothing: with {-127, 0, 127} one would be -254."""
     kinds = set()

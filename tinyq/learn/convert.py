@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 
+from tinyq.errors import error
 from tinyq.learn.biases import folded_bias, following_norm, least_moved
 from tinyq.learn.layers import (
     IntegerAdd,
@@ -17,12 +19,14 @@ from tinyq.learn.layers import (
     QuantConv2d,
     QuantLinear,
 )
-from tinyq.learn.prepare import act_quantizers, config_of, input_quantizer, require_ranges
+from tinyq.learn.prepare import act_quantizers, config_of, input_quantizer, mark, require_ranges
 from tinyq.learn.quantizers import ActQuantizer, require_frozen
 from tinyq.learn.trace import (
     Op,
+    free_name,
     module_of,
     operations,
+    origin_of,
     register_module,
     shape_of,
     tensor_inputs,
@@ -44,9 +48,13 @@ def convert(model: nn.Module) -> fx.GraphModule:
 
     Its forward computes, in float32, what the exported file computes: biases are rounded to the
     accumulator's grid. Raises TQ653 when a quantizer has no range yet, TQ654 for another network,
-    TQ657 when INQ has left weights in float.
+    TQ657 for a converted one, TQ658 when INQ has left weights in float.
     """
-    config = config_of(model)
+    config_of(model)
+    origin = origin_of(model)
+    assert origin is not None
+    if origin.converted:
+        raise error("TQ657", "the network is converted already", "Use it as it is.")
     require_ranges(model)
     require_frozen(model)
     made = copy.deepcopy(model).eval()
@@ -68,14 +76,14 @@ def convert(model: nn.Module) -> fx.GraphModule:
             _convert_add(made, node)
     made.graph.lint()
     made.recompile()
-    made.meta["tinyq_config"] = config
-    made.meta["tinyq_converted"] = True
+    mark(made, replace(origin, converted=True))
     return made
 
 
 def is_converted(model: nn.Module) -> bool:
     """Whether :func:`convert` made ``model``."""
-    return isinstance(model, fx.GraphModule) and bool(model.meta.get("tinyq_converted"))
+    origin = origin_of(model)
+    return isinstance(model, fx.GraphModule) and origin is not None and origin.converted
 
 
 def _match_meta(made: fx.GraphModule, model: nn.Module) -> None:
@@ -145,7 +153,7 @@ def _replace(
     model: fx.GraphModule, node: fx.Node, module: nn.Module, inputs: list[fx.Node]
 ) -> None:
     """Put a call of ``module`` in the place of ``node``."""
-    name = f"{node.name}_integer"
+    name = free_name(model, f"{node.name}_integer")
     model.add_submodule(name, module)
     with model.graph.inserting_before(node):
         made = model.graph.call_module(name, tuple(inputs))

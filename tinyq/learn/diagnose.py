@@ -114,7 +114,8 @@ def explain(model: nn.Module, x: Tensor, y: object, out: Tensor | None) -> str:
             )
     cure = "go back to the last checkpoint, lower the learning rate, and clip gradients at 1.0"
     names = [f.name for f in _not_finite(model)]
-    broken = [n for n in names if not n.startswith("act.")]  # these see what the others made
+    inserted = tuple(f"{n}." for n in act_quantizers(model))  # these see what the others made
+    broken = [n for n in names if not n.startswith(inserted)]
     if broken:
         others = f" and {len(broken) - 1} other tensors hold" if len(broken) > 1 else " holds"
         return f"{broken[0]}{others} NaN or infinity, so training has diverged; {cure}"

@@ -25,6 +25,7 @@ from tinyq.learn.trace import (
     Op,
     module_of,
     operations,
+    origin_of,
     shape_of,
     tensor_inputs,
     trace,
@@ -37,9 +38,9 @@ OPSET_INT16 = 21  # the first in which DequantizeLinear takes int16
 def export(model: nn.Module, path: str | Path) -> Path:
     """Write a prepared or converted network to ``path``; the batch dimension is symbolic.
 
-    Weights are int8 initialisers holding the levels themselves (int16, and opset 21, when a level
-    needs it), biases int32, input and output float with QuantizeLinear and DequantizeLinear at the
-    edges. Raises what :func:`convert` raises.
+    Weights are int8 initialisers holding levels times one factor a layer (int16, and opset 21, when
+    a level needs it), biases int32, input and output float with QuantizeLinear and DequantizeLinear
+    at the edges. Raises what :func:`convert` raises, and TQ703 when the file cannot be written.
     """
     traced = model if is_converted(model) else convert(model)
     assert isinstance(traced, fx.GraphModule)
@@ -47,8 +48,14 @@ def export(model: nn.Module, path: str | Path) -> Path:
 
 
 def export_float(model: nn.Module, path: str | Path, example: Tensor) -> Path:
-    """Write a float network to ``path`` in the same way; ``example`` is an input [N, ...]."""
-    return _write(_Writer(trace(model.eval(), example)), path)
+    """Write what a float network computes in eval mode to ``path``; it is not changed.
+
+    ``example`` is an input [N, ...], float32. Raises TQ650, TQ651 and TQ657 for networks and
+    examples that cannot be taken, and TQ703 when the file cannot be written.
+    """
+    if origin_of(model) is not None:
+        raise error("TQ657", "the network is prepared already", "Write it with tinyq.learn.export.")
+    return _write(_Writer(trace(model, example, trains=False)), path)
 
 
 def _write(writer: _Writer, path: str | Path) -> Path:
@@ -57,7 +64,10 @@ def _write(writer: _Writer, path: str | Path) -> Path:
     proto = writer.build()
     onnx.checker.check_model(proto, full_check=True)
     target = Path(path)
-    target.write_bytes(proto.SerializeToString(deterministic=True))
+    try:
+        target.write_bytes(proto.SerializeToString(deterministic=True))
+    except OSError as problem:
+        raise error("TQ703", problem.strerror or str(problem), file=str(target)) from None
     return target
 
 
@@ -232,8 +242,6 @@ def _conv(w: _Writer, node: fx.Node, op: Op) -> str:
         stride, padding, dilation, groups = (
             module.stride, module.padding, module.dilation, module.groups,
         )  # fmt: skip
-    if isinstance(padding, str):
-        raise error("TQ651", f"convolution with padding {padding!r}", node=node.name)
     weights = w.weights(node)
     weight = module.weight_int if isinstance(module, IntegerConv2d) else module.weight
     return w.add(
@@ -249,8 +257,6 @@ def _conv(w: _Writer, node: fx.Node, op: Op) -> str:
 
 
 def _linear(w: _Writer, node: fx.Node, op: Op) -> str:
-    if len(shape_of(node)) != 2:
-        raise error("TQ651", "dense layer on more than two dimensions", node=node.name)
     return w.add("Gemm", node, [*w.inputs(node), *w.weights(node)], transB=1)
 
 
@@ -293,10 +299,7 @@ def _global_average(w: _Writer, node: fx.Node, op: Op) -> str:
 
 
 def _reshape(w: _Writer, node: fx.Node, op: Op) -> str:
-    source, target = shape_of(tensor_inputs(node)[0]), shape_of(node)
-    if source[0] != target[0]:
-        raise error("TQ651", f"reshape of {source} to {target} changes the batch", node=node.name)
-    shape = w.constant(f"{node.name}_shape", np.array([0, *target[1:]], np.int64))
+    shape = w.constant(f"{node.name}_shape", np.array([0, *shape_of(node)[1:]], np.int64))
     return w.add("Reshape", node, [*w.inputs(node), shape])
 
 

@@ -21,6 +21,7 @@ from tinyq.learn.convert import is_converted
 from tinyq.learn.curvature import Loss, ewgs_quantizers, update_ewgs
 from tinyq.learn.diagnose import Finding, Monitor, diagnose, explain
 from tinyq.learn.prepare import quant_layers
+from tinyq.learn.trace import origin_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -318,7 +319,8 @@ def _resume(
 
 def _quantization(model: nn.Module) -> dict[str, str]:
     """Fields of the network's QuantConfig as text, none for a float network; rules have no name."""
-    config = getattr(model, "meta", {}).get("tinyq_config")
+    origin = origin_of(model)
+    config = None if origin is None else origin.config
     if not isinstance(config, QuantConfig):
         return {}
     values = {f.name: getattr(config, f.name) for f in fields(config)}

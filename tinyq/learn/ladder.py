@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from tinyq.errors import error
+from tinyq.errors import TinyqError, error
 from tinyq.learn.calibrate import require_prepared
 from tinyq.learn.config import QuantConfig
 from tinyq.learn.prepare import act_quantizers, prepare, quant_layers
@@ -33,15 +33,20 @@ def step_down(
     left behind. Raises TQ654 when ``trained`` is not prepared, or not from ``model``.
     """
     require_prepared(trained, "step_down")
-    _require_same_network(trained, model)
     start = copy.deepcopy(model)
     state, own = trained.state_dict(), start.state_dict()
+    for name, value in own.items():
+        found = state.get(name, value)
+        if found.shape != value.shape:
+            raise _another_network(name, f"{list(found.shape)} there, {list(value.shape)} here")
     start.load_state_dict({name: state.get(name, value) for name, value in own.items()})
     lower = prepare(start, config, example)
-    before = quant_layers(trained)
-    for name, layer in quant_layers(lower).items():
-        if name not in before:
-            raise error("TQ654", "the trained network has no such layer", node=name)
+    before, after = quant_layers(trained), quant_layers(lower)
+    for name in sorted(set(before) ^ set(after)):
+        raise _another_network(
+            name, f"a layer that is only {'there' if name in before else 'here'}"
+        )
+    for name, layer in after.items():
         _carry_weight(before[name].weight_quantizer, layer.weight_quantizer)
     known = act_quantizers(trained)
     for name, quantizer in act_quantizers(lower).items():
@@ -50,19 +55,13 @@ def step_down(
     return lower
 
 
-def _require_same_network(trained: fx.GraphModule, model: nn.Module) -> None:
-    """Raise TQ654 when a layer of the trained network is not in the float one so."""
-    own = dict(model.named_parameters())
-    for name, layer in quant_layers(trained).items():
-        found = own.get(f"{name}.weight")
-        if found is None or found.shape != layer.weight.shape:
-            raise error(
-                "TQ654",
-                f"the trained network has weights {list(layer.weight.shape)} here, the float one "
-                f"{'none' if found is None else list(found.shape)}",
-                "Give step_down the float network that the trained one was prepared from.",
-                node=name,
-            )
+def _another_network(name: str, found: str) -> TinyqError:
+    return error(
+        "TQ654",
+        f"the trained network was prepared from another float network: {found}",
+        "Give step_down the float network that the trained one was prepared from.",
+        node=name,
+    )
 
 
 @torch.no_grad()

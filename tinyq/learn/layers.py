@@ -42,11 +42,13 @@ class _FreezingBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm whose statistics stop moving after ``freeze_step`` training steps.
 
     The count is a buffer: a resumed run freezes at the same step. Frozen statistics are also what
-    the forward normalises with, so that training computes what will be deployed.
+    the forward normalises with, so that training computes what will be deployed. ``calls`` is how
+    often a step calls the module.
     """
 
     steps: Tensor
     freeze_step: int | None = None
+    calls = 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``."""
@@ -60,7 +62,8 @@ class _FreezingBatchNorm(nn.modules.batchnorm._BatchNorm):
     @property
     def frozen(self) -> bool:
         """Whether the statistics have stopped."""
-        return is_frozen(self.steps, self.freeze_step)
+        last = None if self.freeze_step is None else self.freeze_step * self.calls
+        return is_frozen(self.steps, last)
 
 
 class FreezingBatchNorm2d(_FreezingBatchNorm, nn.BatchNorm2d):

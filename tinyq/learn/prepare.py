@@ -9,9 +9,7 @@ concatenated or pooled keep 8 bits, and each layer that reads them gets a quanti
 
 from __future__ import annotations
 
-import copy
-import operator
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,9 +30,12 @@ from tinyq.learn.trace import (
     NON_NEGATIVE,
     PASS_THROUGH,
     Op,
+    Origin,
+    free_name,
     module_of,
     op_of,
     operations,
+    origin_of,
     propagate_shapes,
     register_module,
     tensor_inputs,
@@ -44,12 +45,6 @@ from tinyq.learn.trace import (
 register_module(ActQuantizer, lambda node, module: Op("quantizer"))
 
 _LAYERS = frozenset({"conv", "linear"})
-_IN_PLACE: dict[object, Callable[..., object]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    torch.relu_: torch.relu,
-}
 
 
 @dataclass(frozen=True)
@@ -67,13 +62,17 @@ def prepare(model: nn.Module, config: QuantConfig, example: Tensor) -> fx.GraphM
     """Copy of ``model`` with fake quantization, to calibrate, train, convert and export.
 
     ``example`` is an input [N, ...]; only its shape and, for the input's range, nothing else of it
-    counts. Parameters keep their names; quantizers of activations are submodules of ``act``.
+    counts. Parameters keep their names; quantizers of activations are submodules of ``act`` (or
+    ``act_1``, where the network has that already). A layer that is called several times becomes one
+    layer for each call; they share their parameters, and are converted each with the step of its
+    own input and the BatchNorm behind it.
+
     ``normalize_weights`` applies to layers that a BatchNorm follows, since nothing else puts the
-    deviation back. Raises TQ650 and TQ651 for networks that cannot be traced or quantized.
+    deviation back. Raises TQ650 and TQ651 for networks that cannot be traced or quantized, TQ657
+    for those that are prepared already or not float32, and for an example that does not fit.
     """
-    traced = trace(copy.deepcopy(model), example)
-    _make_functional(traced)
-    propagate_shapes(traced, example)
+    _refuse_prepared(model)
+    traced = trace(model, example)
     ops = dict(operations(traced))
     _refuse_loose_batch_norm(ops)
     layers = _layers(ops, config)
@@ -81,24 +80,42 @@ def prepare(model: nn.Module, config: QuantConfig, example: Tensor) -> fx.GraphM
         _quantize_layer(traced, layer, config, normalize=_batch_norm_after(layer.node, ops))
     _freezing_batch_norms(traced, ops, config)
     sites = [n for n, op in ops.items() if _is_site(n, op, ops)]
-    traced.add_submodule("act", nn.Module())
+    place = free_name(traced, "act")
+    traced.add_submodule(place, nn.Module())
     for node in sites:
-        _insert_quantizers(traced, node, ops, layers, config)
+        _insert_quantizers(traced, node, ops, layers, config, place)
     traced.graph.lint()
     traced.recompile()
-    traced.meta["tinyq_config"] = config
+    mark(traced, Origin(config, tuple(example.shape)))
     for name, quantizer in act_quantizers(traced).items():
         quantizer.name = name
     propagate_shapes(traced, example)
     return traced
 
 
+def mark(model: nn.Module, origin: Origin) -> None:
+    """Note in ``model`` how it was prepared."""
+    for quantizer in act_quantizers(model).values():
+        quantizer.origin = origin
+
+
 def config_of(prepared: nn.Module) -> QuantConfig:
     """Return the settings that ``prepared`` was made with. Raises TQ654 for any other network."""
-    config = prepared.meta.get("tinyq_config") if isinstance(prepared, fx.GraphModule) else None
-    if not isinstance(config, QuantConfig):
+    origin = origin_of(prepared) if isinstance(prepared, fx.GraphModule) else None
+    if origin is None or not isinstance(origin.config, QuantConfig):
         raise error("TQ654", f"{type(prepared).__name__} has no fake quantization")
-    return config
+    return origin.config
+
+
+def _refuse_prepared(model: nn.Module) -> None:
+    origin = origin_of(model)
+    if origin is not None:
+        raise error(
+            "TQ657",
+            "the network is converted already" if origin.converted else
+            "the network is prepared already",
+            "Prepare the float network; step_down goes to fewer bits, with its thresholds.",
+        )  # fmt: skip
 
 
 def act_quantizers(model: nn.Module) -> dict[str, ActQuantizer]:
@@ -131,21 +148,6 @@ def input_quantizers(model: fx.GraphModule) -> dict[str, ActQuantizer]:
     }
 
 
-def _make_functional(traced: fx.GraphModule) -> None:
-    """Replace in-place operations: they would overwrite what a quantizer or a recorder keeps."""
-    for node in traced.graph.nodes:
-        if node.target in _IN_PLACE:
-            node.target = _IN_PLACE[node.target]
-        elif node.op == "call_method" and str(node.target).endswith("_"):
-            node.target = str(node.target)[:-1]
-        if "inplace" in node.kwargs:
-            node.kwargs = {**node.kwargs, "inplace": False}
-    for module in traced.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False
-    traced.recompile()
-
-
 def _refuse_loose_batch_norm(ops: dict[fx.Node, Op]) -> None:
     for node, op in ops.items():
         if op.kind == "batch_norm" and ops[tensor_inputs(node)[0]].kind not in _LAYERS:
@@ -176,24 +178,15 @@ def _quantize_layer(
     traced: fx.GraphModule, layer: _Layer, config: QuantConfig, *, normalize: bool
 ) -> None:
     module = module_of(traced, layer.node)
-    if isinstance(module, QuantConv2d | QuantLinear):
-        return  # a module that is called twice has one weight, quantized once
     assert isinstance(module, nn.Conv2d | nn.Linear)
-    if isinstance(module, nn.Conv2d) and (
-        module.padding_mode != "zeros" or isinstance(module.padding, str)
-    ):
-        raise error(
-            "TQ651",
-            f"convolution with padding {module.padding!r}, mode {module.padding_mode!r}",
-            "Give the padding as numbers, with zeros.",
-            node=str(layer.node.target),
-        )
     if not bool(torch.isfinite(module.weight).all()):
         raise error("TQ653", "weights hold NaN or infinity", node=str(layer.node.target))
     kind = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
     made: nn.Module = kind.__new__(kind)
-    made.__dict__.update(module.__dict__)  # shares the Parameter objects
-    made._modules = dict(module._modules)
+    # Shares the dict of parameters, not only what is in it: layers of several calls stay tied when
+    # a parameter is replaced, as load_state_dict(assign=True) does, and in copies and pickles.
+    made.__dict__.update(module.__dict__)
+    made._modules = {}
     settings = config if normalize else replace(config, normalize_weights=False)
     made.weight_quantizer = weight_quantizer(
         settings,
@@ -202,12 +195,19 @@ def _quantize_layer(
         plain=layer.plain,
         node=str(layer.node.target),
     )
-    traced.set_submodule(str(layer.node.target), made)
+    name = str(layer.node.target)
+    if not isinstance(module, QuantConv2d | QuantLinear):
+        traced.set_submodule(name, made)
+        return
+    name = free_name(traced, f"{name}_call")
+    traced.add_submodule(name, made)
+    layer.node.target = name
 
 
 def _freezing_batch_norms(
     traced: fx.GraphModule, ops: dict[fx.Node, Op], config: QuantConfig
 ) -> None:
+    calls = Counter(node.target for node, op in ops.items() if op.kind == "batch_norm")
     for node, op in ops.items():
         if op.kind != "batch_norm":
             continue
@@ -222,6 +222,7 @@ def _freezing_batch_norms(
         made._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
         made.register_buffer("steps", torch.tensor(0))
         made.freeze_step = config.freeze_step
+        made.calls = calls[node.target]
         traced.set_submodule(str(node.target), made)
 
 
@@ -236,7 +237,9 @@ def _is_site(node: fx.Node, op: Op, ops: dict[fx.Node, Op]) -> bool:
 
 
 def _is_inserted(node: fx.Node) -> bool:
-    return node.op == "call_module" and str(node.target).startswith("act.")
+    model = node.graph.owning_module
+    assert model is not None
+    return isinstance(module_of(model, node), ActQuantizer)
 
 
 def _non_negative(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
@@ -267,6 +270,7 @@ def _insert_quantizers(
     ops: dict[fx.Node, Op],
     layers: dict[fx.Node, _Layer],
     config: QuantConfig,
+    place: str,
 ) -> None:
     readers = _readers(node, ops)
     low = [pair for pair in readers if pair[0] in layers and layers[pair[0]].low_input]
@@ -277,7 +281,7 @@ def _insert_quantizers(
     observed = is_input and config.act_range == "learned"
     settings = replace(config, act_range="max") if observed else config
     bits = config.act_bits if only_low else 8
-    name = f"act.{node.name}"
+    name = f"{place}.{node.name}"
     plain = not only_low and (config.act_bits < 8 or config.act_quantizer != "uniform")
     traced.add_submodule(name, act_quantizer(settings, bits, signed=signed, plain=plain))
     with traced.graph.inserting_after(node):
@@ -286,7 +290,7 @@ def _insert_quantizers(
     if only_low:
         return
     for reader, source in low:
-        name = f"act.{reader.name}_input"
+        name = f"{place}.{reader.name}_input"
         traced.add_submodule(name, act_quantizer(config, config.act_bits, signed=signed))
         origin = quantized if source is node else source
         with traced.graph.inserting_before(reader):

@@ -15,6 +15,7 @@ from tinyq.ops.conv2d_dynamic import Conv2dDynamic
 from tinyq.ops.conv2d_mve import Conv2dS8Mve, DenseS8Mve
 from tinyq.ops.conv2d_s16_dsp import Conv2dS16Dsp, DenseS16Dsp
 from tinyq.ops.conv2d_scalar import Conv2dS8Columns, DenseS8Rows, DepthwiseS8Planes
+from tinyq.ops.counts import CountedProducts
 from tinyq.ops.curve import Curve
 from tinyq.ops.dense import Dense, DenseS8
 from tinyq.ops.dense_dsp import DenseS8Dsp
@@ -65,12 +66,13 @@ AveragePool2d.kernels += (AveragePool2dS8Mve(),)
 Conv2d.kernels += (
     Conv2dS8Packed(), Conv2dS8DspPacked(), Conv2dS8Sums(), DepthwiseS8Sums(),
     BucketSums("conv2d_s8_buckets"), CodesS8Dsp("conv2d_s8_dsp_codes"),
+    CountedProducts("conv2d_s8_counts"),
     WholePacked(DepthwiseS8Planes(), "depthwise_s8_packed"),
     WholePacked(DepthwiseS8Dsp(SHORT), "depthwise_s8_dsp_packed"),
 )  # fmt: skip
 Dense.kernels += (
     WholePacked(DenseS8(), "dense_s8_packed"), DenseS8DspPacked(), BucketSums("dense_s8_buckets"),
-    CodesS8Dsp("dense_s8_dsp_codes"),
+    CodesS8Dsp("dense_s8_dsp_codes"), CountedProducts("dense_s8_counts"),
 )  # fmt: skip
 
 REGISTRY = Registry()

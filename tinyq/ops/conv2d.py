@@ -34,7 +34,8 @@ class Conv2dAttrs:
     """Attributes of ``conv2d``: input [1, H, W, I], weights OHWI [O, kh, kw, I / groups].
 
     pads: top, left, bottom, right; padded taps read ``x_zero_point``. oracle and scale say what the
-    requantization must equal; ``requant`` is set once it is synthesised.
+    requantization must equal; ``requant`` is set once it is synthesised. ``x_values``: all that the
+    input can be, ascending, where they are few and a kernel asks (empty: not known).
     """
 
     stride_hw: tuple[int, int]
@@ -45,6 +46,7 @@ class Conv2dAttrs:
     oracle: LinearOracle
     scale: npt.NDArray[np.float64]
     requant: LinearRequant | None = None
+    x_values: tuple[int, ...] = ()
 
     @property
     def is_fixed_point(self) -> bool:

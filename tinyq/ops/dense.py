@@ -32,11 +32,13 @@ class DenseAttrs:
     """Attributes of ``dense``: input [..., I], weights [O, I], output [..., O].
 
     oracle and scale say what the requantization must equal; ``requant`` is set once synthesised.
+    ``x_values``: all that the input can be, ascending, where they are few and a kernel asks.
     """
 
     oracle: LinearOracle
     scale: npt.NDArray[np.float64]
     requant: LinearRequant | None = None
+    x_values: tuple[int, ...] = ()
 
     @property
     def is_fixed_point(self) -> bool:

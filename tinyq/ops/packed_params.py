@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tinyq.ops.params import Conv2dParams, RequantParams
 
@@ -125,3 +126,93 @@ class CodesParams:
     k: int
     chunk: int
     crossed: bool
+
+
+@dataclass(frozen=True)
+class Adding:
+    """A step of adding words bit by bit: ``load`` a word of a turn (its index), or an adder.
+
+    Of adders, ``full`` or ``half``, ``names`` are the sum, what is added to it (two words, or one),
+    and the carry.
+    """
+
+    kind: Literal["load", "full", "half"]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is done with ``words`` words: ``steps``, then ones are counted, each worth a power."""
+
+    words: int
+    steps: tuple[Adding, ...]
+    counted: tuple[tuple[str, int], ...]
+
+    @property
+    def most(self) -> int:
+        """What a turn adds to a byte of the counter at most."""
+        return sum(8 << power for _, power in self.counted)
+
+
+@dataclass(frozen=True)
+class CountedProductParams:
+    """``ops/count_s8.c.j2``: a column of ``words`` for each of ``planes`` bits, ``o`` channels.
+
+    ``levels`` words are carried from turn to turn, the first worth one, the next two. ``turn`` is
+    done as often as there are words, ``rest`` with those left. ``masked``: weights have zeros; a
+    count of one is worth ``step``.
+    """
+
+    words: int
+    o: int
+    planes: int
+    levels: int
+    turn: Turn
+    rest: Turn | None
+    masked: bool
+    step: int
+    requant: RequantParams
+
+
+@dataclass(frozen=True)
+class CountsParams:
+    """``ops/counts_s8.c.j2`` (variable ``product``: counts for one column).
+
+    ``limits`` and ``folded`` say what the bits of a value are (tinyq.ops.counts.Bits), ``planes``
+    how many; ``outside`` are the bits of a padded value, empty without padding.
+    """
+
+    shape: Conv2dParams
+    words: int
+    limits: tuple[int, ...]
+    folded: bool
+    planes: int
+    outside: tuple[int, ...]
+
+    @property
+    def pixel(self) -> int:
+        """Bytes of a pixel's bits."""
+        return (self.shape.in_c + 7) // 8
+
+    @property
+    def width(self) -> int:
+        """Pixels of a row of bits, padding among them."""
+        p = self.shape
+        read = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1
+        return max(read, p.pad_left + p.in_w)
+
+    @property
+    def plane(self) -> int:
+        """Bytes of a row of one bit."""
+        return -(-self.width * self.pixel // 4) * 4
+
+    @property
+    def rows(self) -> int:
+        """Rows of the input that one row of the output reads."""
+        return (self.shape.kernel_h - 1) * self.shape.dilation_h + 1
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The columns, the rows, and one outside of the input."""
+        rows = self.rows + bool(self.outside)
+        return 4 * self.words * self.planes + rows * self.plane * self.planes

@@ -16,15 +16,9 @@ import numpy as np
 from tinyq.ir import DType, Graph, Node, TensorType, Value
 from tinyq.ops import REGISTRY
 from tinyq.ops.pack import PackAttrs
-from tinyq.passes.ranges import Interval, channel_intervals
 from tinyq.passes.stripe import AttrsCache, Region, Rows, is_striped, stripe_regions
+from tinyq.passes.values import few_values
 from tinyq.quant.storage import Storage
-
-_MOST = 16
-"""Levels of the widest codes."""
-
-_MOVING = frozenset({"max_pool2d", "reshape", "transpose", "slice", "resize_nearest"})
-"""Operators whose results are among the values of their one operand (padding apart)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,42 +31,13 @@ class Packed:
 
 def storable(graph: Graph) -> dict[Value, PackAttrs]:
     """Every computed int8 [1, H, W, C] of at most 16 values that other nodes read."""
-    intervals, outputs = channel_intervals(graph), set(graph.outputs)
-    levels: dict[Value, frozenset[int]] = {}
-    found = {}
-    for node in graph.nodes:
-        value = node.output
-        interval = intervals.get(value)
-        if interval is None or len(node.outputs) != 1:
-            continue
-        known = _levels(node, interval, levels)
-        if known is None:
-            continue
-        levels[value] = known
+    outputs, found = set(graph.outputs), {}
+    for value, known in few_values(graph).items():
         storage, shape = Storage.of(known), value.type.shape
         stored = value not in outputs and graph.uses(value) and value.type.dtype is DType.INT8
         if storage is not None and stored and len(shape) == 4 and shape[0] == 1:
             found[value] = PackAttrs(storage, shape[2], shape[3])
     return found
-
-
-def _levels(
-    node: Node, interval: Interval, levels: Mapping[Value, frozenset[int]]
-) -> frozenset[int] | None:
-    """The values that a node's result can take, None where they may be more than 16."""
-    low, high = int(interval.low.min()), int(interval.high.max())
-    hull = frozenset(range(low, high + 1)) if high - low < _MOST else None
-    finer: frozenset[int] | None = None
-    if node.op == "lut":
-        finer = frozenset(np.unique(node.input(1).array).tolist())
-        finer = frozenset(v for v in finer if low <= v <= high)
-    elif node.op in _MOVING:
-        finer = levels.get(node.input(0))
-        if finer is not None and not {low, high} <= finer:
-            finer = None  # padding shows
-    if finer is not None and len(finer) <= _MOST and (hull is None or len(finer) < len(hull)):
-        return finer
-    return hull
 
 
 def is_region(graph: Graph, start: int, stop: int) -> bool:

@@ -19,6 +19,7 @@ from tinyq.passes.name_outputs import name_outputs, output_names
 from tinyq.passes.remove_transposes import remove_transposes
 from tinyq.passes.simplify import merge_reshapes
 from tinyq.passes.synthesize import synthesize_requantization
+from tinyq.passes.values import tell_operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,8 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
     Order: Q and DQ commute with movement first, so that each island of float operators computes;
     layout before synthesis, since it permutes dense weights; merging once transposes are gone from
     between neighbours; dead taps before another oracle reads the weights; dead channels once the
-    oracle of each operator is settled, for it says what is constant; synthesis last, on the final
-    weights.
+    oracle of each operator is settled, for it says what is constant; synthesis on the final
+    weights; then what values layers read, which follow from it.
     """
     integer, notes = lower(commute_qdq(graph), evaluate, oracle)
     wide = [node for node in integer.nodes if width_of(node) > 8]
@@ -57,7 +58,7 @@ def to_integer(graph: Graph, evaluate: Evaluate, oracle: str = "ort") -> Lowered
         integer, more = remove_dead_channels(integer)
     notes = (*notes, *more)
     names = output_names(integer, [v.name for v in graph.outputs])
-    integer = synthesize_requantization(name_outputs(integer, names))
+    integer = tell_operands(synthesize_requantization(name_outputs(integer, names)))
     left = [node.name for node in integer.nodes if node.op == "transpose"]
     if left:
         notes = (*notes, f"{len(left)} transposes are left: {', '.join(left[:5])}")

@@ -112,22 +112,24 @@ def _of_family(candidates: list[Candidate], core: Core, family: str) -> list[Can
     """The candidates of a layer with products, those outside of the family refused."""
     packed = family == "packed" and any(_reads_codes(c, core) for c in candidates)
 
-    def refusal(call: KernelCall) -> str:
-        if family == "shift":
-            return "it multiplies" if call.multiplies else ""
-        if not call.multiplies and core.mul_cycles == 1:
-            return "the core multiplies in one cycle"
-        return "the weights can be read by their codes" if packed and not call.encoding else ""
+    def refusal(candidate: Candidate) -> str:
+        if family == "shift" and candidate.call is not None and candidate.call.multiplies:
+            return "it multiplies"
+        if packed and not _reads_codes(candidate, core):
+            return "the weights can be read by their codes"
+        return ""
 
     return [
-        Candidate(c.kernel, None, refusal(c.call)) if c.call is not None and refusal(c.call) else c
+        Candidate(c.kernel, None, refusal(c)) if c.call is not None and refusal(c) else c
         for c in candidates
     ]
 
 
 def _reads_codes(candidate: Candidate, core: Core) -> bool:
     call = candidate.call
-    return call is not None and bool(call.encoding) and (call.multiplies or core.mul_cycles > 1)
+    if call is None or not call.encoding:
+        return False
+    return call.multiplies or core.mul_cycles > 1 or call.encoding != "int8"
 
 
 def _preferred(accepted: list[Candidate], libraries: Libraries | None) -> list[Candidate]:

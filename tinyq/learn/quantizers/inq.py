@@ -83,12 +83,12 @@ def freeze_stage(model: nn.Module, fraction: float) -> None:
 
 
 def require_frozen(model: nn.Module) -> None:
-    """Raise TQ657 when a layer's INQ weights are not all frozen: the rest is in float."""
+    """Raise TQ658 when a layer's INQ weights are not all frozen: the rest is in float."""
     for name, module in _inq_layers(model).items():
         frozen = module.weight_quantizer.frozen
         if not bool(frozen.all()):
             raise error(
-                "TQ657",
+                "TQ658",
                 f"{100 * float(frozen.float().mean()):.0f}% of the weights are powers of two, the "
                 "others are still in float",
                 node=name,

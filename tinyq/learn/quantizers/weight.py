@@ -126,8 +126,8 @@ class WeightQuantizer(nn.Module):
             raise error(
                 "TQ656",
                 f"the state, an earlier one, lacks the levels of {self.level_set.name}",
-                "Prepare the float weights that this run began with, whose levels are the same, and "
-                "load {**prepared.state_dict(), **state}.",
+                "Prepare the float weights that this run began with, whose levels are the same, "
+                "and load {**prepared.state_dict(), **state}.",
                 node=prefix.removesuffix("."),
             )
         else:
