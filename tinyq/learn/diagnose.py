@@ -103,15 +103,14 @@ def first_not_finite(model: nn.Module, x: Tensor) -> str | None:
 def explain(model: nn.Module, x: Tensor, y: object, out: Tensor | None) -> str:
     """Say why a step's loss is not finite, and what to do.
 
-    ``x`` and ``y`` are the batch, ``out`` the network's output, None when it gave none.
+    ``x`` (finite) and ``y`` are the batch, ``out`` the network's output, None when it gave none.
     """
-    for what, data in (("inputs", x), ("targets", y)):
-        if isinstance(data, Tensor) and not bool(torch.isfinite(data).all()):
-            bad = int((~torch.isfinite(data)).sum())
-            return (
-                f"the batch's {what} hold NaN or infinity in {bad} of {data.numel()} values; "
-                "check the data and how it is normalised"
-            )
+    if isinstance(y, Tensor) and not bool(torch.isfinite(y).all()):
+        bad = int((~torch.isfinite(y)).sum())
+        return (
+            f"the batch's targets hold NaN or infinity in {bad} of {y.numel()} values; check the "
+            "data, or let the loss function leave them out"
+        )
     cure = "go back to the last checkpoint, lower the learning rate, and clip gradients at 1.0"
     names = [f.name for f in _not_finite(model)]
     inserted = tuple(f"{n}." for n in act_quantizers(model))  # these see what the others made

@@ -120,6 +120,7 @@ def fit(
                 rate = 0.5 * (1.0 + math.cos(math.pi * (epoch + share) / settings.epochs))
                 for group, lr in zip(chosen.param_groups, base, strict=True):
                     group["lr"] = lr * rate
+                _require_finite(x, epoch, count)
                 value = _step(model, x, y, chosen, loss, settings)
                 monitor.step(value)
                 total, count = total + value, count + 1
@@ -181,6 +182,18 @@ def _pairs(data: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor
             )
         x, y = (torch.as_tensor(v) if isinstance(v, np.ndarray) else v for v in batch)
         yield x.to(device), y.to(device)
+
+
+def _require_finite(x: Tensor, epoch: int, count: int) -> None:
+    """Raise TQ655 for NaN in a batch before statistics and ranges have seen it."""
+    bad = ~torch.isfinite(x)
+    if bool(bad.any()):
+        raise error(
+            "TQ655",
+            f"batch {count} of epoch {epoch + 1} holds NaN or infinity in {int(bad.sum())} of "
+            f"{bad.numel()} input values",
+            "Check the data and how it is normalised. The network has not seen this batch.",
+        )
 
 
 def _step(
