@@ -64,7 +64,7 @@ class Diagnostic:
     def __str__(self) -> str:
         where = ": ".join(
             part
-            for part in (self.file, f"{self.operator} '{self.node}'" if self.node else "")
+            for part in (self.file, f"{self.operator} '{self.node}'".lstrip() if self.node else "")
             if part
         )
         head = f"{self.code} {where}: " if where else f"{self.code} "
@@ -369,7 +369,7 @@ _register(
     "TQ653",
     12,
     "range is not known",
-    "A quantizer has seen no data, so that it has no scale, or what it saw is not finite.",
+    "A quantizer has seen no data, so that it has no scale, or data or weights are not finite.",
     "Run tinyq.learn.calibrate(model, batches), or some training steps, before converting.",
 )
 _register(
@@ -383,8 +383,17 @@ _register(
     "TQ655",
     12,
     "training failed",
-    "The loss became NaN or infinite.",
-    "tinyq.learn.diagnose(model) names the layer; lower the learning rate or clip gradients.",
+    "The loss became NaN or infinite or rose without bound, or an epoch had no batches.",
+    "tinyq.learn.diagnose(model, batch) names the layer; lower the learning rate or clip "
+    "gradients.",
+)
+_register(
+    "TQ656",
+    12,
+    "state of another network",
+    "A state dict or checkpoint was written by a network with other levels or another "
+    "configuration, or by a version that did not keep what is needed.",
+    "Prepare the network with the QuantConfig with which the state was trained.",
 )
 _register(
     "TQ657",
@@ -393,6 +402,13 @@ _register(
     "tinyq.learn takes float32 networks of one input that are not prepared yet, and as an example "
     "one float32 tensor [N, ...] that the network runs on.",
     "Give prepare the float network and one batch of its inputs.",
+)
+_register(
+    "TQ658",
+    12,
+    "weights are left in float",
+    "Incremental quantization freezes weights in stages; until the last one some are in float.",
+    "Call tinyq.learn.freeze_stage(model, 1.0), and calibrate again, before converting.",
 )
 # --- 7xx: output ----------------------------------------------------------------------------------
 _register(

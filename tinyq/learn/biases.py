@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tinyq.learn.layers import QuantConv2d, QuantLinear
-from tinyq.learn.prepare import config_of, input_quantizer, require_ranges
+from tinyq.learn.prepare import input_quantizer, require_ranges
 from tinyq.learn.quantizers import ActQuantizer
 from tinyq.learn.trace import module_of, operations
 
@@ -106,9 +106,11 @@ def align_biases(model: nn.Module, limit: float = 0.01) -> int:
     compute. Channels whose bias is far below 1 / ``limit`` units may keep their step.
 
     Returns the number of channels whose bias is whole now. Raises TQ654 for a network that is not
-    prepared, TQ653 when a quantizer has no range yet.
+    prepared, or converted already, TQ653 when a quantizer has no range yet.
     """
-    config_of(model)
+    from tinyq.learn.calibrate import require_prepared  # which reads convert, which reads this
+
+    require_prepared(model, "align_biases")
     require_ranges(model)
     assert isinstance(model, fx.GraphModule)
     aligned = 0

@@ -20,7 +20,7 @@ from tinyq.learn.layers import (
     QuantLinear,
 )
 from tinyq.learn.prepare import act_quantizers, config_of, input_quantizer, mark, require_ranges
-from tinyq.learn.quantizers import ActQuantizer
+from tinyq.learn.quantizers import ActQuantizer, require_frozen
 from tinyq.learn.trace import (
     Op,
     free_name,
@@ -48,7 +48,7 @@ def convert(model: nn.Module) -> fx.GraphModule:
 
     Its forward computes, in float32, what the exported file computes: biases are rounded to the
     accumulator's grid. Raises TQ653 when a quantizer has no range yet, TQ654 for another network,
-    TQ657 for a converted one.
+    TQ657 for a converted one, TQ658 when INQ has left weights in float.
     """
     config_of(model)
     origin = origin_of(model)
@@ -56,6 +56,7 @@ def convert(model: nn.Module) -> fx.GraphModule:
     if origin.converted:
         raise error("TQ657", "the network is converted already", "Use it as it is.")
     require_ranges(model)
+    require_frozen(model)
     made = copy.deepcopy(model).eval()
     assert isinstance(made, fx.GraphModule)
     _match_meta(made, model)

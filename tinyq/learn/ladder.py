@@ -11,6 +11,8 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
+from tinyq.errors import TinyqError, error
+from tinyq.learn.calibrate import require_prepared
 from tinyq.learn.config import QuantConfig
 from tinyq.learn.prepare import act_quantizers, prepare, quant_layers
 from tinyq.learn.quantizers import (
@@ -27,20 +29,39 @@ def step_down(
     """Prepare ``model`` with ``config``, taking weights, statistics and thresholds of ``trained``.
 
     ``model`` is the float network that ``trained`` was prepared from; it is not changed. Ranges of
-    8-bit values stay as they are.
+    8-bit values stay as they are; levels that adaround chose do not exist at other widths and are
+    left behind. Raises TQ654 when ``trained`` is not prepared, or not from ``model``.
     """
+    require_prepared(trained, "step_down")
     start = copy.deepcopy(model)
     state, own = trained.state_dict(), start.state_dict()
+    for name, value in own.items():
+        found = state.get(name, value)
+        if found.shape != value.shape:
+            raise _another_network(name, f"{list(found.shape)} there, {list(value.shape)} here")
     start.load_state_dict({name: state.get(name, value) for name, value in own.items()})
     lower = prepare(start, config, example)
-    before = quant_layers(trained)
-    for name, layer in quant_layers(lower).items():
+    before, after = quant_layers(trained), quant_layers(lower)
+    for name in sorted(set(before) ^ set(after)):
+        raise _another_network(
+            name, f"a layer that is only {'there' if name in before else 'here'}"
+        )
+    for name, layer in after.items():
         _carry_weight(before[name].weight_quantizer, layer.weight_quantizer)
     known = act_quantizers(trained)
     for name, quantizer in act_quantizers(lower).items():
         if name in known:
             _carry_activation(known[name], quantizer)
     return lower
+
+
+def _another_network(name: str, found: str) -> TinyqError:
+    return error(
+        "TQ654",
+        f"the trained network was prepared from another float network: {found}",
+        "Give step_down the float network that the trained one was prepared from.",
+        node=name,
+    )
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyq.learn.quantizers import WeightQuantizer
+from tinyq.learn.quantizers.state import is_frozen
 
 
 class QuantConv2d(nn.Conv2d):
@@ -61,7 +62,8 @@ class _FreezingBatchNorm(nn.modules.batchnorm._BatchNorm):
     @property
     def frozen(self) -> bool:
         """Whether the statistics have stopped."""
-        return self.freeze_step is not None and int(self.steps) >= self.freeze_step * self.calls
+        last = None if self.freeze_step is None else self.freeze_step * self.calls
+        return is_frozen(self.steps, last)
 
 
 class FreezingBatchNorm2d(_FreezingBatchNorm, nn.BatchNorm2d):

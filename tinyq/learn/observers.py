@@ -58,6 +58,11 @@ class Observer(nn.Module):
                 self._sample.pop(0)
         return x
 
+    @property
+    def finite(self) -> bool:
+        """Whether every value seen was a finite number, whichever of them the rule reads."""
+        return bool(torch.isfinite(self.low) & torch.isfinite(self.high))
+
     def range(self) -> tuple[Tensor, Tensor]:
         """Return the range to cover, two scalars with low <= 0 <= high."""
         if self.rule == "ema":

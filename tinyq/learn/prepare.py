@@ -55,6 +55,7 @@ class _Layer:
     op: Op
     bits: int
     low_input: bool
+    plain: bool  # first or last: uniform, whatever the others are
 
 
 def prepare(model: nn.Module, config: QuantConfig, example: Tensor) -> fx.GraphModule:
@@ -86,6 +87,8 @@ def prepare(model: nn.Module, config: QuantConfig, example: Tensor) -> fx.GraphM
     traced.graph.lint()
     traced.recompile()
     mark(traced, Origin(config, tuple(example.shape)))
+    for name, quantizer in act_quantizers(traced).items():
+        quantizer.name = name
     propagate_shapes(traced, example)
     return traced
 
@@ -162,8 +165,8 @@ def _layers(ops: dict[fx.Node, Op], config: QuantConfig) -> dict[fx.Node, _Layer
     made = {}
     for node in nodes:
         bits = config.first_last_bits if node in ends else config.weight_bits
-        low = node not in ends and config.act_bits < 8
-        made[node] = _Layer(node, ops[node], bits or config.weight_bits, low)
+        low = node not in ends and (config.act_bits < 8 or config.act_quantizer != "uniform")
+        made[node] = _Layer(node, ops[node], bits or config.weight_bits, low, node in ends)
     return made
 
 
@@ -185,7 +188,13 @@ def _quantize_layer(
     made.__dict__.update(module.__dict__)
     made._modules = {}
     settings = config if normalize else replace(config, normalize_weights=False)
-    made.weight_quantizer = weight_quantizer(settings, module.weight.detach(), layer.bits)
+    made.weight_quantizer = weight_quantizer(
+        settings,
+        module.weight.detach(),
+        layer.bits,
+        plain=layer.plain,
+        node=str(layer.node.target),
+    )
     name = str(layer.node.target)
     if not isinstance(module, QuantConv2d | QuantLinear):
         traced.set_submodule(name, made)
@@ -273,7 +282,8 @@ def _insert_quantizers(
     settings = replace(config, act_range="max") if observed else config
     bits = config.act_bits if only_low else 8
     name = f"{place}.{node.name}"
-    traced.add_submodule(name, act_quantizer(settings, bits, signed=signed))
+    plain = not only_low and (config.act_bits < 8 or config.act_quantizer != "uniform")
+    traced.add_submodule(name, act_quantizer(settings, bits, signed=signed, plain=plain))
     with traced.graph.inserting_after(node):
         quantized = traced.graph.call_module(name, (node,))
     node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)

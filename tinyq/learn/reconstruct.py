@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from tinyq.errors import error
+from tinyq.learn.calibrate import inputs_of, require_finite, require_prepared
 from tinyq.learn.estimators.base import interval
 from tinyq.learn.layers import QuantConv2d, QuantLinear
 from tinyq.learn.prepare import act_quantizers, quant_layers
-from tinyq.learn.quantizers import WeightQuantizer
+from tinyq.learn.quantizers import INQQuantizer, WeightQuantizer
 from tinyq.learn.trace import FUSED_AFTER, is_tensor, module_of, op_of, tensor_inputs
 
 _LOW, _HIGH = -0.1, 1.1  # the rectified sigmoid's stretch
@@ -49,9 +51,9 @@ class ReconstructConfig:
 
 
 class RoundingWeight(nn.Module):
-    """Weight quantizer whose rounding is trained: h(a) in [0, 1] between neighbouring levels.
+    """Weight quantizer while its rounding is trained: h(a) in [0, 1] between neighbouring levels.
 
-    Starts at the weight's own fraction; hard rounding (h >= ½) is what eval and export use.
+    Starts at the weight's own fraction; hard rounding (h >= ½) is what ``source`` takes over.
     """
 
     below: Tensor
@@ -60,7 +62,7 @@ class RoundingWeight(nn.Module):
 
     def __init__(self, source: WeightQuantizer, weight: Tensor):
         super().__init__()
-        self.level_set, self.source = source.level_set, source
+        self.source = source
         x = source.prepared(weight.detach())
         step = source.current_step(x).detach()
         low, high = source.bounds()
@@ -72,7 +74,6 @@ class RoundingWeight(nn.Module):
         fraction = ((v - below) / (above - below)).clamp(0.0, 1.0)
         start = ((fraction - _LOW) / (_HIGH - _LOW)).clamp(1e-4, 1 - 1e-4)
         self.a = nn.Parameter(torch.log(start / (1 - start)))
-        self.soft = True
 
     def prepared(self, weight: Tensor) -> Tensor:
         """Weight as the quantizer it replaces takes it."""
@@ -83,15 +84,15 @@ class RoundingWeight(nn.Module):
         return (torch.sigmoid(self.a) * (_HIGH - _LOW) + _LOW).clamp(0.0, 1.0)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Weight between its levels while ``soft``, else at one of them."""
-        share = self.h() if self.soft else (self.h() >= 0.5).to(weight.dtype)
-        return (self.below + (self.above - self.below) * share) * self.step
+        """Weight between its levels."""
+        return (self.below + (self.above - self.below) * self.h()) * self.step
 
     @torch.no_grad()
-    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen levels [O, ...] and steps [O]."""
-        q = torch.where(self.h() >= 0.5, self.above, self.below)
-        return q, self.step.reshape(-1).expand(len(weight)).clone()
+    def decide(self) -> WeightQuantizer:
+        """Give the chosen levels and their step to the quantizer that this one replaces."""
+        self.source.choose(torch.where(self.h() >= 0.5, self.above, self.below))
+        self.source.set_step(self.step)
+        return self.source
 
     def penalty(self, beta: float) -> Tensor:
         """Sum of 1 - |2h - 1|^beta: zero when every weight has decided."""
@@ -125,8 +126,13 @@ def adaround(
     *,
     layers: Sequence[str] | None = None,
 ) -> None:
-    """Train the rounding of each layer in turn, in place, on calibration ``inputs`` [N, ...]."""
-    for name in layers or list(quant_layers(prepared)):
+    """Train the rounding of each layer in turn, in place, on calibration ``inputs`` [N, ...].
+
+    The levels that it chooses stay: training afterwards moves steps, biases and BatchNorm only,
+    and calling it again starts anew from the weights. Raises what :func:`brecq` does.
+    """
+    inputs = _usable(prepared, inputs, "adaround")
+    for name in list(quant_layers(prepared)) if layers is None else layers:
         brecq(prepared, inputs, config, blocks=[[name]])
 
 
@@ -140,34 +146,65 @@ def brecq(
     """Train the rounding of the layers of each block together, in place.
 
     ``blocks`` are lists of layer names in graph order; by default :func:`find_blocks`. What is
-    compared is the value behind the block, before it is quantized.
+    compared is the value behind the block, before it is quantized. Raises TQ653 for NaN in
+    ``inputs`` [N, ...] or in a layer, TQ654 for a network that is not prepared, TQ652 for INQ.
     """
     settings = config or ReconstructConfig()
+    inputs = _usable(prepared, inputs, "brecq")
     prepared.eval()
     for block in find_blocks(prepared) if blocks is None else blocks:
         segment = Segment.of(prepared, block)
         target, given = segment.data(inputs)
-        rounding = []
-        for name in block:
-            layer = quant_layers(prepared)[name]
-            layer.weight_quantizer = RoundingWeight(layer.weight_quantizer, layer.weight)
-            rounding.append(layer.weight_quantizer)
-        parameters = [r.a for r in rounding]
-        optimizer = torch.optim.Adam(parameters, settings.lr)
-        pull = _Pull()
-        for step, (x, y) in enumerate(_batches(given, target, settings)):
-            loss = F.mse_loss(segment.run(x), y)
-            beta = _beta(step, settings)
-            if beta is not None:
-                weight = settings.weight * pull.mean
-                loss = loss + weight * sum(r.penalty(beta) for r in rounding)
-            optimizer.zero_grad()
-            loss.backward(inputs=parameters)
-            if beta is None:
-                pull.observe(rounding)
-            optimizer.step()
+        layers = [quant_layers(prepared)[name] for name in block]
+        rounding = [RoundingWeight(layer.weight_quantizer, layer.weight) for layer in layers]
+        for layer, r in zip(layers, rounding, strict=True):
+            layer.weight_quantizer = r
+        try:
+            _train_rounding(segment, rounding, target, given, settings)
+        finally:
+            for layer, r in zip(layers, rounding, strict=True):
+                layer.weight_quantizer = r.source
         for r in rounding:
-            r.soft = False
+            r.decide()
+
+
+@torch.enable_grad()
+def _train_rounding(
+    segment: Segment,
+    rounding: list[RoundingWeight],
+    target: Tensor,
+    given: list[Tensor],
+    settings: ReconstructConfig,
+) -> None:
+    parameters = [r.a for r in rounding]
+    optimizer = torch.optim.Adam(parameters, settings.lr)
+    pull = _Pull()
+    for step, (x, y) in enumerate(_batches(given, target, settings)):
+        loss = F.mse_loss(segment.run(x), y)
+        beta = _beta(step, settings)
+        if beta is not None:
+            weight = settings.weight * pull.mean
+            loss = loss + weight * sum(r.penalty(beta) for r in rounding)
+        optimizer.zero_grad()
+        loss.backward(inputs=parameters)
+        if beta is None:
+            pull.observe(rounding)
+        optimizer.step()
+
+
+def _usable(prepared: fx.GraphModule, inputs: Tensor, what: str) -> Tensor:
+    """``inputs`` on the network's device, once they and the network are what ``what`` works on."""
+    require_prepared(prepared, what)
+    for name, layer in quant_layers(prepared).items():
+        if isinstance(layer.weight_quantizer, INQQuantizer):
+            raise error(
+                "TQ652",
+                f"{what} does not work with weight_quantizer 'inq', which freezes in stages",
+                "Train with freeze_stage, or prepare with weight_quantizer='pot'.",
+                node=name,
+            )
+    (given,) = inputs_of(inputs, prepared)
+    return given
 
 
 def adaquant(
@@ -179,8 +216,14 @@ def adaquant(
     bias_lr: float = 1e-3,
     range_lr: float = 1e-3,
 ) -> None:
-    """Train weights, biases and steps of each layer in turn against its float output, in place."""
+    """Train weights, biases and steps of each layer in turn against its float output, in place.
+
+    Raises TQ653 for NaN in ``inputs`` [N, ...] or in a layer, TQ654 for a network that is not
+    prepared, TQ652 for INQ and for rounding that :func:`adaround` chose already.
+    """
     settings = config or ReconstructConfig(batch=50)
+    inputs = _usable(prepared, inputs, "adaquant")
+    _refuse_chosen(prepared)
     prepared.eval()
     reference = copy.deepcopy(prepared)
     for name, layer in quant_layers(prepared).items():
@@ -199,20 +242,48 @@ def adaquant(
             {"params": steps, "lr": range_lr},
         ]
         optimizer = torch.optim.Adam([g for g in groups if g["params"]])
-        wanted = [layer.weight, *biases, *steps]
-        for x, y in _batches(given, target, settings):
-            loss = F.mse_loss(segment.run(x), y)
-            optimizer.zero_grad()
-            loss.backward(inputs=wanted)
-            optimizer.step()
+        with _trainable([layer.weight, *biases, *steps]) as wanted:
+            for x, y in _batches(given, target, settings):
+                loss = F.mse_loss(segment.run(x), y)
+                optimizer.zero_grad()
+                loss.backward(inputs=wanted)
+                optimizer.step()
+
+
+@contextmanager
+def _trainable(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Let ``parameters`` have gradients, also those of a network that was frozen for inference."""
+    before = [p.requires_grad for p in parameters]
+    try:
+        with torch.enable_grad():
+            for p in parameters:
+                p.requires_grad_(True)
+            yield parameters
+    finally:
+        for p, required in zip(parameters, before, strict=True):
+            p.requires_grad_(required)
+
+
+def _refuse_chosen(prepared: fx.GraphModule) -> None:
+    for name, layer in quant_layers(prepared).items():
+        if layer.weight_quantizer.chosen is not None:
+            raise error(
+                "TQ652",
+                "adaround or brecq has chosen the levels of weights that adaquant would train",
+                "Call adaquant before adaround.",
+                node=name,
+            )
 
 
 @torch.no_grad()
 def correct_bias(prepared: fx.GraphModule, inputs: Tensor) -> None:
     """Move each layer's bias (BatchNorm's, where there is one) by the mean error of its channels.
 
-    Layers in order, each seeing what the corrections before it made.
+    Layers in order, each seeing what the corrections before it made. Raises TQ653 for NaN in
+    ``inputs`` [N, ...] or in a layer, TQ654 for a network that is not prepared.
     """
+    require_prepared(prepared, "correct_bias")
+    (inputs,) = inputs_of(inputs, prepared)
     prepared.eval()
     reference = copy.deepcopy(prepared)
     for name, layer in quant_layers(prepared).items():
@@ -314,7 +385,10 @@ class Segment:
         plain = reference or self.model
         (end,) = [n for n in plain.graph.nodes if n.name == self.end.name]
         target = _values(plain, x, (end,), quantized=False)[0]
-        return target, _values(self.model, x, self.given, quantized=True)
+        given = _values(self.model, x, self.given, quantized=True)
+        for node, value in zip((self.end, *self.given), (target, *given), strict=True):
+            require_finite(value, f"the value of '{node.name}'")
+        return target, given
 
     def run(self, values: Sequence[Tensor]) -> Tensor:
         """Compute the segment's output from what it reads."""

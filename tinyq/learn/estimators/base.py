@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -37,7 +38,10 @@ def nearest_level(v: Tensor, levels: Tensor | None) -> Tensor:
     if levels is None:
         return torch.round(v)
     bounds = (levels[1:] + levels[:-1]) / 2
-    span = int(levels[-1] - levels[0])
+    reach = float(levels[-1] - levels[0])
+    if not math.isfinite(reach):  # trained levels that have diverged
+        return torch.full_like(v, math.nan)
+    span = int(reach)
     if v.numel() < _MANY or span > _MANY // 4:
         return levels[torch.bucketize(v.contiguous(), bounds)] + (v - v)
     halves = torch.arange(2 * span + 1, device=v.device, dtype=levels.dtype) / 2 + levels[0]

@@ -6,6 +6,8 @@ an exported network agrees with training to the integer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,20 +17,26 @@ from tinyq.learn.estimators.ste import RoundSTE
 from tinyq.learn.levels import LevelSet, table_of
 from tinyq.learn.observers import Observer
 from tinyq.learn.quantizers.clip import ClipScaled, Rescale
+from tinyq.learn.quantizers.state import is_frozen, other_levels
 
 
 class ActQuantizer(nn.Module):
     """What affine and table quantizers share: the observer, and when it acts.
 
-    ``signed`` chooses int8 instead of uint8. ``observing`` lets the range follow the data,
-    ``enabled`` applies quantization; calibration observes without quantizing. ``learned`` makes the
-    step a parameter from the first range on.
+    ``signed`` chooses int8 instead of uint8. ``observing`` lets the range follow the data until
+    ``freeze_step`` training steps are done; the count is a buffer, so that a resumed run stops
+    where the first would have. ``enabled`` applies quantization; calibration observes without
+    quantizing. ``learned`` makes the step a parameter from the first range on.
     """
 
     step: Tensor
     zero_point: Tensor
     strength: Tensor
     ready: Tensor
+    steps: Tensor  # training steps in which the range could move
+    table: Tensor  # levels, kept so that states of other widths are told apart
+    freeze_step: int | None = None
+    name = ""  # in the prepared network
 
     def __init__(self, estimator: Estimator, observer: Observer, *, signed: bool, learned: bool):
         super().__init__()
@@ -41,6 +49,7 @@ class ActQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.tensor(0))
         self.register_buffer("strength", torch.tensor(0.0))
         self.register_buffer("ready", torch.tensor(False))
+        self.register_buffer("steps", torch.tensor(0))
         self.observing = True
         self.enabled = True
         self.recording = False
@@ -48,9 +57,11 @@ class ActQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake quantized ``x``, same shape; while observing in training, the range moves first."""
-        if self.observing and self.training and not (self.learned and bool(self.ready)):
-            self.observer(x)
-            self.refresh()
+        if self.training and self.observing and not self.frozen:
+            if not (self.learned and bool(self.ready)):
+                self.observer(x)
+                self.refresh()
+            self.steps.add_(1)
         if not self.enabled or not bool(self.ready):
             return x
         out = self.quantize(x)
@@ -58,12 +69,22 @@ class ActQuantizer(nn.Module):
             self.recorded = out
         return out
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the observed range has stopped."""
+        return is_frozen(self.steps, self.freeze_step)
+
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take the step (and zero point) from what the observer saw."""
+        """Take the step (and zero point) from what the observer saw. Raises TQ653 for NaN."""
+        if not self.observer.finite:
+            raise error(
+                "TQ653",
+                "the activation holds NaN or infinity",
+                "tinyq.learn.diagnose(model, batch) names the layer that made it.",
+                node=self.name,
+            )
         low, high = self.observer.range()
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            raise error("TQ653", "an activation holds NaN or infinity")
         self.set_range(low, high)
         self.ready.fill_(True)
 
@@ -77,6 +98,15 @@ class ActQuantizer(nn.Module):
     def positive_step(self) -> Tensor:
         """Step as it is used: a learned one may try to pass zero."""
         return self.step.abs().clamp_min(1e-12) if self.learned else self.step
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load; TQ656 for other levels. States of earlier versions have no levels and steps."""
+        if prefix + "step" in state:
+            state.setdefault(prefix + "steps", torch.zeros_like(self.steps))
+            found = state.setdefault(prefix + "table", self.table)
+            if not torch.equal(found.cpu(), self.table.cpu()):
+                raise other_levels(prefix, found, self.table)
+        super()._load_from_state_dict(state, prefix, *args)
 
     def exported_step(self) -> Tensor:
         """Step of the integers that are exported."""
@@ -129,6 +159,7 @@ class AffineActQuantizer(ActQuantizer):
         self.bits, self.symmetric = bits, symmetric or learned
         self.low = -(2 ** (bits - 1)) if signed else 0
         self.high = self.low + 2**bits - 1
+        self.register_buffer("table", torch.arange(self.low, self.high + 1.0))
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Cover [low, high]; a constant zero gets step 1/high, as any step represents it."""
@@ -178,8 +209,6 @@ class TableActQuantizer(ActQuantizer):
     that read it are whole in units of its step, and that unit becomes finer at no cost.
     """
 
-    table: Tensor
-
     def __init__(
         self, level_set: LevelSet, estimator: Estimator, observer: Observer, *, learned: bool
     ):
@@ -187,10 +216,14 @@ class TableActQuantizer(ActQuantizer):
         self.level_set = level_set
         room = 127 if self.signed else 255
         if level_set.largest > room:
-            raise error("TQ652", f"levels to {level_set.largest} do not fit 8-bit activations")
+            raise error(
+                "TQ652",
+                f"the levels of an activation reach {level_set.largest}, which does not fit 8 bits",
+                f"Give act_codebook whole numbers up to {room}, or fractions, which are scaled.",
+            )
         self.factor = room // level_set.largest
         self.fine = self.factor if self.factor % 2 else max(1, self.factor - 1)
-        self.register_buffer("table", table_of(level_set), persistent=False)
+        self.register_buffer("table", table_of(level_set))
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Put the largest level on the larger end."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tinyq.errors import error
 from tinyq.learn import levels as level_sets
 from tinyq.learn.estimators import Estimator, nearest_level
 from tinyq.learn.quantizers.weight import WeightQuantizer
@@ -59,8 +60,44 @@ class INQQuantizer(WeightQuantizer):
 
 
 def freeze_stage(model: nn.Module, fraction: float) -> None:
-    """Freeze ``fraction`` of the weights of every INQ layer; restart the learning rate after it."""
-    for module in model.modules():
-        quantizer = getattr(module, "weight_quantizer", None)
-        if isinstance(quantizer, INQQuantizer):
-            quantizer.freeze(module.weight, fraction)
+    """Freeze ``fraction`` of the weights of every INQ layer; restart the learning rate after it.
+
+    ``fraction`` counts what is frozen already: the paper's stages are 0.5, 0.75, 0.82 and 1.0.
+    Raises TQ652 for a fraction outside 0..1 and for a network without INQ layers.
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise error(
+            "TQ652",
+            f"fraction is {fraction}; it must be 0 to 1",
+            f"Give the share of the weights, such as {STAGES[0]}, not percent.",
+        )
+    layers = _inq_layers(model)
+    if not layers:
+        raise error(
+            "TQ652",
+            "the network has no weights to freeze in stages",
+            "Prepare it with QuantConfig(weight_quantizer='inq', weight_bits=3 to 6).",
+        )
+    for module in layers.values():
+        module.weight_quantizer.freeze(module.weight, fraction)
+
+
+def require_frozen(model: nn.Module) -> None:
+    """Raise TQ658 when a layer's INQ weights are not all frozen: the rest is in float."""
+    for name, module in _inq_layers(model).items():
+        frozen = module.weight_quantizer.frozen
+        if not bool(frozen.all()):
+            raise error(
+                "TQ658",
+                f"{100 * float(frozen.float().mean()):.0f}% of the weights are powers of two, the "
+                "others are still in float",
+                node=name,
+            )
+
+
+def _inq_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight_quantizer", None), INQQuantizer)
+    }

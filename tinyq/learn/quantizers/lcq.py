@@ -53,6 +53,8 @@ class LCQQuantizer(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Fake quantized weight; gradients reach the companding through the chosen levels."""
         out = super().forward(weight)
+        if self.chosen is not None:
+            return out
         positive = self.magnitudes()
         step = self.current_step(weight)
         v = (weight / step).detach().abs().clamp(max=self.largest)
@@ -64,6 +66,8 @@ class LCQQuantizer(WeightQuantizer):
     @torch.no_grad()
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Levels and steps, as forward rounds them."""
+        if self.chosen is not None:
+            return super().integers(weight)
         step = self.current_step(weight)
         q = nearest_level((weight / step).clamp(*self.bounds()), self.levels())
         return q, step.reshape(-1).expand(weight.shape[0]).clone()

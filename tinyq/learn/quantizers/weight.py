@@ -8,14 +8,19 @@ convolution to undo the folding while statistics still move.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from tinyq.errors import error
 from tinyq.learn import levels as level_sets
 from tinyq.learn.estimators import Estimator, nearest_level, scale_gradient
 from tinyq.learn.levels import LevelSet
 from tinyq.learn.quantizers.clip import ClipScaled, Rescale
+from tinyq.learn.quantizers.state import other_levels
 
+FOUND_IN_WEIGHTS = ("kmeans", "quantile")  # sets whose levels come from the float weights
 _CANDIDATES = 80  # steps tried by the least-error search, as BRECQ does
 
 
@@ -25,11 +30,16 @@ class WeightQuantizer(nn.Module):
     ``mode``: ``max`` the step follows the largest magnitude; ``mse`` it is set once, by least
     squared error; ``learned`` it starts so and is trained with LSQ's gradient; ``pot`` a power of
     two by INQ's rule. ``normalize`` is APoT's: minus mean, over deviation, not put back.
+
+    A state dict holds the levels (``table``), whether a step that ``mode`` would compute was set
+    instead (``fixed``), and, once :meth:`choose` was called, the levels ``chosen`` for each weight.
     """
 
     step: Tensor
     strength: Tensor
-    table: Tensor | None
+    table: Tensor
+    fixed: Tensor
+    chosen: Tensor | None
 
     def __init__(
         self,
@@ -44,9 +54,10 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.level_set, self.estimator, self.mode = level_set, estimator, mode
         self.per_channel, self.normalize, self.clip_gradient = per_channel, normalize, clip_gradient
-        table = None if level_set.uniform else level_sets.table_of(level_set)
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", level_sets.table_of(level_set))
         self.register_buffer("strength", torch.tensor(0.0))
+        self.register_buffer("fixed", torch.tensor(False))
+        self.register_buffer("chosen", None)
         self.recorded: Tensor | None = None
         self.recording = False
 
@@ -75,14 +86,54 @@ class WeightQuantizer(nn.Module):
     @torch.no_grad()
     def set_threshold(self, threshold: float) -> None:
         """Put the largest level at ``threshold``; the step is constant or trained from here on."""
-        self.mode = "mse" if self.mode in ("max", "pot") else self.mode
+        self.fixed.fill_(True)
         self.step.fill_(threshold / self.largest)
 
     @torch.no_grad()
     def set_step(self, step: Tensor) -> None:
         """Take ``step``, shaped as :meth:`current_step`'s; it is constant or trained from here."""
-        self.mode = "mse" if self.mode in ("max", "pot") else self.mode
+        self.fixed.fill_(True)
         self.step.copy_(step)
+
+    @torch.no_grad()
+    def choose(self, levels: Tensor) -> None:
+        """Take ``levels`` [O, ...] for the weight from here on, whatever its values become."""
+        self.chosen = levels.clone()
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load, with levels found in other weights and chosen rounding. Raises TQ656."""
+        if prefix + "a" in state and prefix + "below" in state:
+            raise error(
+                "TQ656",
+                "the state was written between the steps of adaround, or by an earlier version",
+                "Load the state from before adaround and call adaround again.",
+                node=prefix.removesuffix("."),
+            )
+        if prefix + "step" in state:
+            self._load_levels(state, prefix)
+            chosen = state.get(prefix + "chosen")
+            self.chosen = None if chosen is None else chosen.to(self.step.device, copy=True)
+        super()._load_from_state_dict(state, prefix, *args)
+
+    def _load_levels(self, state: dict[str, Any], prefix: str) -> None:
+        """Adopt the state's levels where weights gave them; elsewhere they must be the same."""
+        state.setdefault(prefix + "fixed", torch.zeros_like(self.fixed))  # of earlier versions
+        found = state.setdefault(prefix + "table", self.table)
+        if self.level_set.name not in FOUND_IN_WEIGHTS:
+            if not torch.equal(found.cpu(), self.table.cpu()):
+                raise other_levels(prefix, found, self.table)
+        elif found is self.table:
+            raise error(
+                "TQ656",
+                f"the state, an earlier one, lacks the levels of {self.level_set.name}",
+                "Prepare the float weights that this run began with, whose levels are the same, "
+                "and load {**prepared.state_dict(), **state}.",
+                node=prefix.removesuffix("."),
+            )
+        else:
+            self.table = found.to(self.table.device, copy=True)
+            integers = tuple(int(v) for v in found.tolist())
+            self.level_set = LevelSet(self.level_set.name, integers)
 
     def prepared(self, weight: Tensor) -> Tensor:
         """Weight as it is quantized; the normalisation's statistics get no gradient."""
@@ -97,6 +148,8 @@ class WeightQuantizer(nn.Module):
         step = self.current_step(x)
         if isinstance(self.step, nn.Parameter):
             step = scale_gradient(step, x.numel() // step.numel(), self.largest)
+        if self.chosen is not None:
+            return Rescale.apply(self.chosen, step)
         low, high = self.bounds()
         v = ClipScaled.apply(x, step, low, high)
         q = self.estimator(v, self.levels(), span=high - low, strength=self.strength)
@@ -113,8 +166,10 @@ class WeightQuantizer(nn.Module):
         """Levels [O, ...] and positive steps [O] whose product forward returns exactly."""
         x = self.prepared(weight)
         step = self.current_step(x)
-        q = nearest_level((x / step).clamp(*self.bounds()), self.levels())
-        return q, step.reshape(-1).expand(weight.shape[0]).clone()
+        q = self.chosen
+        if q is None:
+            q = nearest_level((x / step).clamp(*self.bounds()), self.levels())
+        return q.clone(), step.reshape(-1).expand(weight.shape[0]).clone()
 
     def bounds(self) -> tuple[float, float]:
         """Lowest and highest level."""
@@ -122,13 +177,13 @@ class WeightQuantizer(nn.Module):
 
     def levels(self) -> Tensor | None:
         """Sorted levels, or None when every integer is one."""
-        return self.table
+        return None if self.level_set.uniform else self.table
 
     def current_step(self, x: Tensor) -> Tensor:
         """Step that broadcasts against ``x``, positive."""
-        if self.mode == "max":
+        if self.mode == "max" and not self.fixed:
             return self._max_step(x.detach())
-        if self.mode == "pot":
+        if self.mode == "pot" and not self.fixed:
             return self._pot_step(x.detach())
         return self.step.abs().clamp_min(1e-12) if self.mode == "learned" else self.step
 
