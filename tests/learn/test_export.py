@@ -223,6 +223,28 @@ def test_bias_beyond_int32_coarsens_its_channel_and_says_so(tmp_path: Path) -> N
     assert np.isfinite(run(path, x)).all()
 
 
+@pytest.mark.parametrize("config", ["int8", "int8-symmetric-learned", "w4a4", "w6a5-all"])
+def test_even_probabilities(config: str, tmp_path: Path) -> None:
+    """A step of the largest one, a tenth, would be too small for onnxruntime's integer softmax."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10), torch.nn.Softmax(1)
+    )
+    with torch.no_grad():
+        model[2].weight *= 0.02
+    x = torch.randn(64, 12)
+    prepared = prepare(model, CONFIGS[config], x[:2])
+    calibrate(prepared, [x])
+    path = export(prepared.eval(), tmp_path / "net.onnx")
+    assert output_step(path) == pytest.approx(1 / 256)
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    assert wanted.max() < 0.137
+    found = run(path, x)
+    assert np.abs(found - wanted).max() < 0.03
+    assert np.abs(found.sum(1) - 1).max() < 0.03
+
+
 def test_same_network_same_bytes(tmp_path: Path) -> None:
     prepared, _ = prepared_network("inception", CONFIGS["int8"])
     first = export(prepared, tmp_path / "a.onnx").read_bytes()

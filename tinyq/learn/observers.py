@@ -91,3 +91,15 @@ class Observer(nn.Module):
             if loss < best:
                 best, best_fraction = loss, fraction
         return self.low * best_fraction, self.high * best_fraction
+
+
+class FixedRange(Observer):
+    """A range that no data moves: [0, ``high``]."""
+
+    def __init__(self, high: float):
+        super().__init__("max", 2**8)
+        self.most = high
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """As it was given."""
+        return torch.zeros_like(self.low), torch.full_like(self.high, self.most)

@@ -24,6 +24,7 @@ from tinyq.learn.layers import (
     QuantLinear,
     _FreezingBatchNorm,
 )
+from tinyq.learn.observers import FixedRange
 from tinyq.learn.quantizers import ActQuantizer, act_quantizer, weight_quantizer
 from tinyq.learn.trace import (
     FUSED_AFTER,
@@ -45,6 +46,10 @@ from tinyq.learn.trace import (
 register_module(ActQuantizer, lambda node, module: Op("quantizer"))
 
 _LAYERS = frozenset({"conv", "linear"})
+
+PROBABILITY_HIGH = 255 / 256
+"""Softmax has the step 1/256, as in TensorFlow Lite: onnxruntime's integer kernel gives wrong ones
+where the step is much smaller, as the largest probability seen would make it."""
 
 
 @dataclass(frozen=True)
@@ -277,13 +282,17 @@ def _insert_quantizers(
     is_input = node.op == "placeholder"
     signed = is_input or not _non_negative(node, ops)
     only_low = len(low) == len(readers) == 1 and not is_input
-    # The input is data: nothing in training would gain from moving its range.
-    observed = is_input and config.act_range == "learned"
+    probabilities = ops[node].kind == "softmax" and not only_low
+    # The input is data, and probabilities have a grid of their own: nothing gains by moving them.
+    observed = (is_input or probabilities) and config.act_range == "learned"
     settings = replace(config, act_range="max") if observed else config
     bits = config.act_bits if only_low else 8
     name = f"{place}.{node.name}"
     plain = not only_low and (config.act_bits < 8 or config.act_quantizer != "uniform")
-    traced.add_submodule(name, act_quantizer(settings, bits, signed=signed, plain=plain))
+    made = act_quantizer(settings, bits, signed=signed, plain=plain or probabilities)
+    if probabilities:
+        made.observer = FixedRange(PROBABILITY_HIGH)
+    traced.add_submodule(name, made)
     with traced.graph.inserting_after(node):
         quantized = traced.graph.call_module(name, (node,))
     node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
