@@ -136,6 +136,9 @@ def test_profile_counts_every_layer(folder: Path) -> None:
     assert f"{found['cycles'] / 120e3:.3g} ms at 120 MHz" in text
     assert "1.4 times the estimate" in text
     assert "net_invoke" in text or "model_invoke" in text
+    other = RUNNER.invoke(app, ["profile", str(folder), "--board", "raspberry-pi-pico"])
+    assert other.exit_code == 5
+    assert "TQ304" in other.stderr
 
 
 def test_profile_compares(folder: Path, tmp_path: Path) -> None:

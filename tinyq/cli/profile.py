@@ -52,14 +52,18 @@ def profile_command(
 
     Cycles are estimated from them with the core's timing table or the model of its pipeline.
     """
+    from tinyq.api import target_core
     from tinyq.report.profile import comparison_report, function_report, profile_report
     from tinyq.verification.profile import profile
+    from tinyq.verification.verify import read_manifest
 
     if kernels:
         show_kernels(folder, as_json)
         return
     clock_hz = clock_of(board, clock)
     folders = [folder, compare] if compare else [folder]
+    for one in folders if board else ():
+        target_core(target or read_manifest(one)["target"], board)
     profiles = []
     with progress(as_json) as tell:
         for number, one in enumerate(folders):

@@ -37,14 +37,16 @@ def report_command(
 
     The page needs no network and no scripts. The exit status is the verdict, as with verify.
     """
-    from tinyq.api import report
-    from tinyq.verification.verify import VerifyOptions
+    from tinyq.api import report, target_core
+    from tinyq.verification.verify import VerifyOptions, read_manifest
 
     if samples is not None and random is not None:
         raise error("TQ303", "--samples and --random exclude each other", "Give one of them.")
     options = VerifyOptions(
         samples=samples, labels=labels, random=_RANDOM if random is None else random, seed=seed
     )
+    if board:
+        target_core(read_manifest(folder)["target"], board)
     with progress(quiet) as tell:
         html, found = report(folder, options, clock_of(board, clock), tell)
     save_file(html.encode(), output)
