@@ -4,9 +4,9 @@
 
 Compiles each file with ``--kernels packed`` for a core with the DSP extension and one without, and
 for the slow multiplier, and adds up what the layers of few levels store: codes with their padding,
-and tables of levels or digits. Nominal is the width of the codes times the weights that are left
-(taps that meet nothing but padding are gone); the last column is what five ternary digits a byte
-would take of that.
+words of masks, and tables of levels or digits. Nominal is the width of the codes times the weights
+that are left (taps that meet nothing but padding are gone); the last column is what five ternary
+digits a byte would take of that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tinyq.api import CompileOptions, compile_model
 from tinyq.ops.packed import encoding_of
 
 RUNS = (("cortex-m4", "packed"), ("cortex-m0plus", "packed"), ("cortex-m0+mul32", "shift"))
-TABLES = ("codes", "levels", "digits")
+TABLES = ("codes", "counts", "levels", "digits")
 
 
 def row(model: Path, target: str, kernels: str) -> str:

@@ -278,12 +278,18 @@ def place(spans: Sequence[Span], handovers: Handovers | None = None) -> list[int
         if best_size < 0 or size < best_size:
             best, best_size, best_order = offsets, size, order
     target = lower_bound(spans, handovers)
-    if best_size > target:
-        capped = _under_caps(spans, conflicts, target, best_size)
-        if capped is not None:
-            # What is left to find is in another order than the greedy ones.
-            return capped
-    return _climb(spans, target, conflicts, best_order, best, best_size)
+    if best_size <= target:
+        return best
+    capped = _under_caps(spans, conflicts, target, best_size)
+    if capped is not None and _size(spans, capped) <= target:
+        return capped
+    climbed = _climb(spans, target, conflicts, best_order, best, best_size)
+    found = [climbed] if capped is None else [capped, climbed]
+    return min(found, key=lambda offsets: _size(spans, offsets))
+
+
+def _size(spans: Sequence[Span], offsets: Sequence[int]) -> int:
+    return max(at + span.bytes for at, span in zip(offsets, spans, strict=True))
 
 
 def _under_caps(
