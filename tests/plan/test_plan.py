@@ -149,6 +149,30 @@ def test_residual_keeps_the_shortcut() -> None:
     assert found.overlays[1] is a
 
 
+def residual_blocks(blocks: int, size: int, lead: int, scratch: int) -> Schedule:
+    """Each: two layers whose results lie ``lead`` bytes before what they read, and a sum."""
+    x = first = tensor("x", size)
+    steps = []
+    for k in range(blocks):
+        a, b, y = (tensor(f"{name}{k}", size) for name in "aby")
+        follows = copy_call(size, overlap=lead, scratch_bytes=scratch)
+        total = copy_call(size, in_place=(0, 1))
+        steps += [(follows, [x], [a]), (follows, [a], [b]), (total, [b, x], [y])]
+        x = y
+    return schedule_of([first], [x], steps)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize(("lead", "scratch"), [(544, 1536), (544, 2304), (32, 640), (1024, 4096)])
+def test_residual_blocks_take_what_one_takes(blocks: int, lead: int, scratch: int) -> None:
+    """Input, result and what is fullest beside them: not a third tensor, however many blocks."""
+    schedule = residual_blocks(blocks, 16384, lead, scratch)
+    found = plan(schedule)
+    assert_no_overlap(schedule, found)
+    assert found.live_bytes == 2 * 16384 + lead + scratch
+    assert found.arena_bytes <= 1.02 * found.live_bytes
+
+
 def test_alias_shares_memory_and_prolongs_its_life() -> None:
     x, flat, a, y = tensor("x", 4, 16), tensor("flat", 64), tensor("a", 64), tensor("y", 64)
     call = copy_call(64, in_place=(0,))
