@@ -24,7 +24,7 @@ from tinyq.ops.conv2d import Conv2dAttrs, conv2d_params
 from tinyq.ops.conv2d_scalar import rows_as_pixels
 from tinyq.ops.dense import DenseAttrs, dense_params
 from tinyq.ops.packed import encoding_of
-from tinyq.ops.packed_params import Adding, CountedProductParams, CountsParams, Turn
+from tinyq.ops.packed_params import Adding, CountedProductParams, CountsParams, Starts, Turn
 from tinyq.ops.params import Conv2dParams
 from tinyq.quant.encodings import Encoding
 from tinyq.target import Core
@@ -32,6 +32,9 @@ from tinyq.target import Core
 Int64 = npt.NDArray[np.int64]
 
 _MOST_VALUES = 4
+_MANY_PIXELS = 8
+_MANY_BYTES = 64
+"""Of a channel's weights."""
 _MOST_WEIGHT = 7
 """Of all bits together, in units of the least: sums of bytes would soon be full."""
 
@@ -119,16 +122,26 @@ def _call(
     outside = bits.of_value(p.x_zero_point) if _padding(p) else ()
     # The rest of a padded pixel's last byte holds ones, too.
     masked = encoding.kind == "ternary" or (p.in_c % 8 > 0 and any(outside))
-    stored, words = _words(weights, bits, step, masked=masked)
+    # Found at run time, sums to begin with take no flash, and little time but for a long channel
+    # of few pixels; there they take little flash.
+    size = 4 * -(-p.kernel_h * p.kernel_w * -(-p.in_c // 8) // 4) * (1 + masked)
+    few = p.out_h * p.out_w < _MANY_PIXELS and size >= _MANY_BYTES
+    stored, words = _words(weights, bits, step, masked=masked, starts=few)
     turns = best_turns(bits.weights, words, masked, core.long_multiply)
     product = CountedProductParams(
         words, p.out_c, planes, turns.levels, turns.turn, turns.rest, masked, step * bits.unit,
-        p.requant,
+        not few, p.requant,
     )  # fmt: skip
-    outer = CountsParams(p, words, bits.limits, bits.folded, planes, outside)
+    starts = Starts(
+        step * bits.base, -step * bits.unit * sum(bits.weights), None if masked else weights[0].size
+    )
+    outer = CountsParams(
+        p, words, bits.limits, bits.folded, planes, outside, None if few else starts
+    )
     requant = linear.linear_requant_of(node)
     distance = _distance(p)
     work = p.out_h * p.out_w * p.out_c * turns.work
+    work += 0 if few else p.out_c * (words * 16 * (1 + masked) + 12)
     work += 40 * p.out_h * p.out_w * planes * p.kernel_h
     work += p.in_h * p.in_w * p.in_c * (9 if core.long_multiply else 13)
     return KernelCall(
@@ -239,11 +252,14 @@ def turn_of(weights: tuple[int, ...], words: int, levels: int) -> Turn:
     return Turn(words, tuple(steps), tuple(counted))
 
 
-def _words(weights: Int64, bits: Bits, step: int, *, masked: bool) -> tuple[AnyArray, int]:
+def _words(
+    weights: Int64, bits: Bits, step: int, *, masked: bool, starts: bool
+) -> tuple[AnyArray, int]:
     """What the product reads of [O, taps, C] weights, uint32, and the words of a column.
 
-    For every channel the sum where no bit is counted, then for 32 inputs at a time which weights
-    are negative and, of three values, which are not zero. Taps begin at whole bytes.
+    For every channel (with ``starts``) the sum where no bit is counted, then for 32 inputs at a
+    time which weights are negative and, where any is zero, which are not. Taps begin at whole
+    bytes.
     """
     channels = len(weights)
     columns = []
@@ -255,6 +271,8 @@ def _words(weights: Int64, bits: Bits, step: int, *, masked: bool) -> tuple[AnyA
     start = bits.base * weights.sum(axis=(1, 2)) - step * bits.unit * sum(bits.weights) * negative
     both = np.stack(columns[: 1 + masked], axis=2).reshape(channels, -1)
     first = start.astype(np.int32).view(np.uint32)[:, None]
+    if not starts:
+        return both.ravel(), columns[0].shape[1]
     return np.concatenate([first, both], axis=1).ravel(), columns[0].shape[1]
 
 

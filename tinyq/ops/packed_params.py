@@ -160,7 +160,7 @@ class CountedProductParams:
 
     ``levels`` words are carried from turn to turn, the first worth one, the next two. ``turn`` is
     done as often as there are words, ``rest`` with those left. ``masked``: weights have zeros; a
-    count of one is worth ``step``.
+    count of one is worth ``step``. ``starts``: sums begin with those of an array, not of ``w``.
     """
 
     words: int
@@ -171,7 +171,21 @@ class CountedProductParams:
     rest: Turn | None
     masked: bool
     step: int
+    starts: bool
     requant: RequantParams
+
+
+@dataclass(frozen=True)
+class Starts:
+    """What the sum of a channel begins with.
+
+    ``sum`` times the positive weights less the negative ones, and ``negative`` times the latter;
+    ``present`` weights there are, or None where masks say which.
+    """
+
+    sum: int
+    negative: int
+    present: int | None
 
 
 @dataclass(frozen=True)
@@ -179,7 +193,8 @@ class CountsParams:
     """``ops/counts_s8.c.j2`` (variable ``product``: counts for one column).
 
     ``limits`` and ``folded`` say what the bits of a value are (tinyq.ops.counts.Bits), ``planes``
-    how many; ``outside`` are the bits of a padded value, empty without padding.
+    how many; ``outside`` are the bits of a padded value, empty without padding. ``starts``: found
+    before the first pixel, and not in the constants.
     """
 
     shape: Conv2dParams
@@ -188,6 +203,7 @@ class CountsParams:
     folded: bool
     planes: int
     outside: tuple[int, ...]
+    starts: Starts | None
 
     @property
     def pixel(self) -> int:
@@ -213,6 +229,7 @@ class CountsParams:
 
     @property
     def scratch_bytes(self) -> int:
-        """The columns, the rows, and one outside of the input."""
+        """The starts, the columns, the rows, and one outside of the input."""
         rows = self.rows + bool(self.outside)
-        return 4 * self.words * self.planes + rows * self.plane * self.planes
+        starts = 4 * self.shape.out_c if self.starts is not None else 0
+        return starts + 4 * self.words * self.planes + rows * self.plane * self.planes
