@@ -1,10 +1,10 @@
 """Placement: offsets for buffers with lifetimes, as low as two heuristics find.
 
 The problem (dynamic storage allocation) is NP-hard. Each order of the buffers gives a placement by
-first fit; a few good orders are tried. Where none meets the lower bound, buffers are placed in the
-order of time within a cap that is raised from the bound on, several partial placements at once: in
-chains of layers, whose results have to lie lower than what they read, buffers must keep off the
-ends, which first fit never does. Random exchanges of the best order come last. The seed is fixed,
+first fit; a few good orders are tried, then random exchanges of the best one. Where that does not
+meet the lower bound, buffers are placed in the order of time within a cap that is raised from the
+bound on, several partial placements at once: in chains of layers, whose results have to lie lower
+than what they read, buffers must keep off the ends, which first fit never does. The seed is fixed,
 so that the same network gives the same plan.
 """
 
@@ -279,14 +279,10 @@ def place(spans: Sequence[Span], handovers: Handovers | None = None) -> list[int
         if best_size < 0 or size < best_size:
             best, best_size, best_order = offsets, size, order
     target = lower_bound(spans, handovers)
-    if best_size <= target:
-        return best
-    capped = _under_caps(spans, conflicts, target, best_size)
-    if capped is not None and _size(spans, capped) <= target:
-        return capped
     climbed = _climb(spans, target, conflicts, best_order, best, best_size)
-    found = [climbed] if capped is None else [capped, climbed]
-    return min(found, key=lambda offsets: _size(spans, offsets))
+    size = _size(spans, climbed)
+    capped = _under_caps(spans, conflicts, target, size) if size > target else None
+    return climbed if capped is None else capped
 
 
 def _size(spans: Sequence[Span], offsets: Sequence[int]) -> int:
