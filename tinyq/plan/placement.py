@@ -29,7 +29,7 @@ _WIDTH = 16
 
 _BEAM_BUDGET = 400_000
 """Comparisons that one search within a cap may take: large problems keep fewer placements, and
-those with which two would take more are not searched. All searches may take five times as many."""
+those with which two would take more are not searched."""
 
 _CAPS = (1.0, 1.0025, 1.005, 1.01, 1.02, 1.04, 1.08, 1.16)
 """Of the lower bound: the caps that are tried."""
@@ -296,10 +296,9 @@ def _under_caps(
     in_time = sorted(range(len(spans)), key=lambda k: (spans[k].start, -spans[k].bytes))
     work = sum(3 * len(others) ** 2 for others in conflicts.others)
     width = min(_WIDTH, _BEAM_BUDGET // max(1, work))
-    searches = 5 * _BEAM_BUDGET // max(1, width * work)
     if width < 2:
         return None
-    for share in _CAPS[: max(2, searches // 2)]:
+    for share in _CAPS:
         cap = int(target * share)
         if cap >= size:
             break
