@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ def calibrate(
     kept = {id(q) for q in keep}
     given = inputs_of(batches, model)
     if config_of(model).normalize_weights and not kept:
-        _with_float_activations(model, lambda: reestimate_batch_norm(model, given))
+        with float_activations(model):
+            reestimate_batch_norm(model, given)
     quantizers = [q for q in act_quantizers(model).values() if id(q) not in kept]
     was_training = model.training
     model.eval()
@@ -127,12 +129,14 @@ def freeze(model: nn.Module) -> None:
             module.steps.fill_(FROZEN)
 
 
-def _with_float_activations(model: nn.Module, act: Callable[[], None]) -> None:
+@contextmanager
+def float_activations(model: nn.Module) -> Iterator[None]:
+    """Activations of a prepared network in float, as long as this lasts."""
     switched = [q for q in act_quantizers(model).values() if q.enabled]
     for quantizer in switched:
         quantizer.enabled = False
     try:
-        act()
+        yield
     finally:
         for quantizer in switched:
             quantizer.enabled = True

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from tinyq.learn.calibrate import float_activations
 from tinyq.learn.curvature import dead_filters, ewgs_quantizers, largest_strength
 from tinyq.learn.prepare import act_quantizers, quant_layers
 from tinyq.learn.quantizers import ActQuantizer, AffineActQuantizer
@@ -77,6 +78,21 @@ def _sample_not_finite(model: nn.Module, sample: Tensor) -> list[Finding]:
 
 
 @torch.no_grad()
+def _run_watched(
+    model: nn.Module, x: Tensor, handles: Iterable[torch.utils.hooks.RemovableHandle]
+) -> None:
+    """Run ``model`` on ``x`` in eval mode for its hooks, and take these off."""
+    was_training = model.training
+    model.eval()
+    try:
+        model(x)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
 def first_not_finite(model: nn.Module, x: Tensor) -> str | None:
     """Name of the first module, in eval mode, whose output for ``x`` holds NaN or infinity."""
     found: list[str] = []
@@ -89,14 +105,7 @@ def first_not_finite(model: nn.Module, x: Tensor) -> str | None:
         return model.get_submodule(name).register_forward_hook(hook)
 
     handles = [watch(name) for name, _ in model.named_modules() if name]
-    was_training = model.training
-    model.eval()
-    try:
-        model(x)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    _run_watched(model, x, handles)
     return found[0].removesuffix(".weight_quantizer") if found else None
 
 
@@ -119,23 +128,15 @@ def explain(model: nn.Module, x: Tensor, y: object, out: Tensor | None) -> str:
         others = f" and {len(broken) - 1} other tensors hold" if len(broken) > 1 else " holds"
         return f"{broken[0]}{others} NaN or infinity, so training has diverged; {cure}"
     # Ranges that follow the data do not clip what overflows: look without them, too.
-    name = first_not_finite(model, x) or _without_ranges(model, lambda: first_not_finite(model, x))
+    name = first_not_finite(model, x)
+    if name is None:
+        with float_activations(model):
+            name = first_not_finite(model, x)
     if name is not None:
         return f"the weights are finite, '{name}' is the first layer to overflow; {cure}"
     if out is None or not bool(torch.isfinite(out).all()):
         return f"values overflow in training mode only, where BatchNorm sees one batch; {cure}"
     return "the network's output is finite; look at the loss function and at its targets"
-
-
-def _without_ranges(model: nn.Module, act: Callable[[], str | None]) -> str | None:
-    switched = [q for q in act_quantizers(model).values() if q.enabled]
-    for quantizer in switched:
-        quantizer.enabled = False
-    try:
-        return act()
-    finally:
-        for quantizer in switched:
-            quantizer.enabled = True
 
 
 def _dead(model: nn.Module) -> list[Finding]:
@@ -182,14 +183,7 @@ def _clipping(model: nn.Module, sample: Tensor, limit: float = 0.01) -> list[Fin
         return quantizer.register_forward_pre_hook(hook)
 
     handles = [watch(n, q) for n, q in act_quantizers(model).items()]
-    was_training = model.training
-    model.eval()
-    try:
-        model(sample)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    _run_watched(model, sample, handles)
     return [
         Finding(
             "clipping",

@@ -21,8 +21,10 @@ from tinyq.ir import AnyArray, Node
 from tinyq.ops import dsp, linear
 from tinyq.ops.base import InnerFunction, Kernel, KernelCall, PackedConstant, Refusal
 from tinyq.ops.conv2d import Conv2dAttrs, conv2d_params
+from tinyq.ops.conv2d_dsp import geometry_of
 from tinyq.ops.conv2d_scalar import rows_as_pixels
 from tinyq.ops.dense import DenseAttrs, dense_params
+from tinyq.ops.dsp_products import inside
 from tinyq.ops.packed import encoding_of
 from tinyq.ops.packed_params import Adding, CountedProductParams, CountsParams, Starts, Turn
 from tinyq.ops.params import Conv2dParams
@@ -98,48 +100,43 @@ class CountedProducts(Kernel):
         if p.groups > 1:
             return "grouped"
         bits = Bits.of(attrs.x_values)
-        padded = _padding(p)
+        padded = not inside(geometry_of(p))
         if padded and p.x_zero_point not in attrs.x_values:
             return "its padding is none of the values of its input"
         volume = p.kernel_h * p.kernel_w * p.in_c
         if sum(bits.weights) > _MOST_WEIGHT or volume * sum(bits.weights) > 65_535:
             return "the values of its input are unevenly far apart, or too many"
-        return _call(self.name, node, p, bits, encoding, core)
-
-
-def _padding(p: Conv2dParams) -> bool:
-    """Whether any output reads outside of the input."""
-    below = (p.out_h - 1) * p.stride_h - p.pad_top + (p.kernel_h - 1) * p.dilation_h >= p.in_h
-    right = (p.out_w - 1) * p.stride_w - p.pad_left + (p.kernel_w - 1) * p.dilation_w >= p.in_w
-    return bool(p.pad_top or p.pad_left or below or right)
+        outside = bits.of_value(p.x_zero_point) if padded else ()
+        return _call(self.name, node, p, bits, outside, encoding, core)
 
 
 def _call(
-    name: str, node: Node, p: Conv2dParams, bits: Bits, encoding: Encoding, core: Core
-) -> KernelCall:
+    name: str, node: Node, p: Conv2dParams, bits: Bits, outside: tuple[int, ...],
+    encoding: Encoding, core: Core,
+) -> KernelCall:  # fmt: skip
     weights = node.input(1).array.astype(np.int64).reshape(p.out_c, p.kernel_h * p.kernel_w, p.in_c)
     step, planes = int(np.abs(weights).max()), len(bits.weights)
-    outside = bits.of_value(p.x_zero_point) if _padding(p) else ()
     # The rest of a padded pixel's last byte holds ones, too.
     masked = encoding.kind == "ternary" or (p.in_c % 8 > 0 and any(outside))
+    masks = _masks(weights, masked=masked)
+    words = masks.shape[1] // (1 + masked)
     # Found at run time, sums to begin with take no flash, and little time but for a long channel
     # of few pixels; there they take little flash.
-    size = 4 * -(-p.kernel_h * p.kernel_w * -(-p.in_c // 8) // 4) * (1 + masked)
-    few = p.out_h * p.out_w < _MANY_PIXELS and size >= _MANY_BYTES
-    stored, words = _words(weights, bits, step, masked=masked, starts=few)
+    few = p.out_h * p.out_w < _MANY_PIXELS and masks[0].nbytes >= _MANY_BYTES
+    starts = Starts(
+        step * bits.base, -step * bits.unit * sum(bits.weights), None if masked else weights[0].size
+    )
+    stored = np.concatenate([_first_words(weights, starts), masks], axis=1) if few else masks
     turns = best_turns(bits.weights, words, masked, core.long_multiply)
     product = CountedProductParams(
         words, p.out_c, planes, turns.levels, turns.turn, turns.rest, masked, step * bits.unit,
         not few, p.requant,
     )  # fmt: skip
-    starts = Starts(
-        step * bits.base, -step * bits.unit * sum(bits.weights), None if masked else weights[0].size
-    )
     outer = CountsParams(
         p, words, bits.limits, bits.folded, planes, outside, None if few else starts
     )
     requant = linear.linear_requant_of(node)
-    distance = _distance(p)
+    distance = _distance(p, outer.rows)
     work = p.out_h * p.out_w * p.out_c * turns.work
     work += 0 if few else p.out_c * (words * 16 * (1 + masked) + 12)
     work += 40 * p.out_h * p.out_w * planes * p.kernel_h
@@ -148,7 +145,7 @@ def _call(
         name,
         "ops/counts_s8.c.j2",
         outer,
-        (PackedConstant("counts", stored, "uint32_t"), *linear.requant_constants(requant)),
+        (PackedConstant("counts", stored.ravel(), "uint32_t"), *linear.requant_constants(requant)),
         scratch_bytes=outer.scratch_bytes,
         instructions=int(work),
         code_bytes=520 + 60 * planes,
@@ -252,33 +249,28 @@ def turn_of(weights: tuple[int, ...], words: int, levels: int) -> Turn:
     return Turn(words, tuple(steps), tuple(counted))
 
 
-def _words(
-    weights: Int64, bits: Bits, step: int, *, masked: bool, starts: bool
-) -> tuple[AnyArray, int]:
-    """What the product reads of [O, taps, C] weights, uint32, and the words of a column.
+def _masks(weights: Int64, *, masked: bool) -> AnyArray:
+    """Which of 32 weights at a time are negative and, ``masked``, which are not zero: [O, words].
 
-    For every channel (with ``starts``) the sum where no bit is counted, then for 32 inputs at a
-    time which weights are negative and, where any is zero, which are not. Taps begin at whole
-    bytes.
+    ``weights`` [O, taps, C]; taps begin at whole bytes. The two take turns, word by word.
     """
-    channels = len(weights)
     columns = []
-    for chosen in (weights < 0, weights != 0):
-        packed = np.packbits(chosen, axis=2, bitorder="little").reshape(channels, -1)
+    for chosen in (weights < 0, weights != 0)[: 1 + masked]:
+        packed = np.packbits(chosen, axis=2, bitorder="little").reshape(len(weights), -1)
         packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
         columns.append(np.ascontiguousarray(packed).view("<u4"))
-    negative = (weights < 0).sum(axis=(1, 2))
-    start = bits.base * weights.sum(axis=(1, 2)) - step * bits.unit * sum(bits.weights) * negative
-    both = np.stack(columns[: 1 + masked], axis=2).reshape(channels, -1)
-    first = start.astype(np.int32).view(np.uint32)[:, None]
-    if not starts:
-        return both.ravel(), columns[0].shape[1]
-    return np.concatenate([first, both], axis=1).ravel(), columns[0].shape[1]
+    return np.stack(columns, axis=2).reshape(len(weights), -1)
 
 
-def _distance(p: Conv2dParams) -> int:
-    """Least bytes by which y has to begin before x: rows are turned into bits before they go."""
-    reach = (p.kernel_h - 1) * p.dilation_h + 1
+def _first_words(weights: Int64, starts: Starts) -> AnyArray:
+    """What the sum of each channel begins with, as uint32 [O, 1]."""
+    signs = np.sign(weights).sum(axis=(1, 2))
+    found = starts.sum * signs + starts.negative * (weights < 0).sum(axis=(1, 2))
+    return np.asarray(found.astype(np.int32).view(np.uint32)[:, None])
+
+
+def _distance(p: Conv2dParams, reach: int) -> int:
+    """Least bytes by which y has to begin before x, whose ``reach`` rows are made bits first."""
     size = -p.in_h * p.in_w * p.in_c
     needed = [
         (row + 1) * p.out_w * p.out_c - unread * p.in_w * p.in_c

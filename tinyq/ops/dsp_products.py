@@ -61,7 +61,7 @@ def columns_call(
     mode = layout or dsp.mode_for(by_group, weights.shape[1], effort)
     packed = [pack_matmul(w, order, mode) for w in by_group]
     unroll = dsp.largest_unroll(k4 // 4, effort.steps)
-    inside = _inside(g)
+    within = inside(g)
     params = replace(g, group_bytes=packed[0].size, fixes=dsp.corrections_of(requant))
     core = ProductParams(
         k4=k4, o=group_out, paired=paired, y_stride=g.o, mode=mode, unroll=unroll,
@@ -77,7 +77,7 @@ def columns_call(
         params,
         (dsp.packed(np.concatenate(packed)), *linear.requant_constants(requant)),
         scratch_bytes=conv_scratch_bytes(
-            k4, 0 if inside else weights.shape[1], g.o if pixels % 3 else 0
+            k4, 0 if within else weights.shape[1], g.o if pixels % 3 else 0
         ),
         instructions=instructions + 3 * pixels * len(params.fixes),
         code_bytes=dsp_cost.conv_bytes(shape, mode, unroll, dsp.epilogue_of(requant), paired),
@@ -145,7 +145,7 @@ def overlap_of(
     return int((written * g.o * bytes_xy[1] - later[written] * bytes_xy[0]).max())
 
 
-def _inside(g: ColumnsParams) -> bool:
+def inside(g: ColumnsParams) -> bool:
     """Whether no patch reaches outside the input."""
     return (
         g.pt == 0
@@ -173,6 +173,6 @@ def _shape_of(g: ColumnsParams) -> dsp_cost.ConvShape:
         channels_out=g.o,
         groups=g.groups,
         pointwise=(g.kh, g.kw, g.sh, g.sw, g.groups) == (1, 1, 1, 1, 1)
-        and _inside(g)
+        and inside(g)
         and (g.oh, g.ow) == (g.h, g.w),
     )
